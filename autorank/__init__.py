@@ -1,0 +1,1 @@
+"""autorank: smaller and faster copies of a trained PyTorch network, found by search."""

@@ -1,0 +1,58 @@
+"""One class per thing a user can get wrong; every message is one line: what is wrong, where, and what would be right."""
+
+from __future__ import annotations
+
+
+class AutorankError(Exception):
+    """Base of all errors that are shown to the user as one line, without a traceback."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))
+
+
+class ModelError(AutorankError):
+    """The model cannot be made, loaded, or run on its example inputs."""
+
+
+class WeightsError(ModelError):
+    """A weights file is missing, unreadable, unsafe, or belongs to another model."""
+
+
+class DataError(AutorankError):
+    """A data source is missing, malformed, or does not fit the model."""
+
+
+class SpaceError(AutorankError):
+    """A search space has a wrong key, a wrong value, or a pattern that matches nothing."""
+
+
+class ConfigError(AutorankError):
+    """A sweep's settings (file or flags) are wrong."""
+
+
+class PlanError(AutorankError):
+    """A plan does not fit the model: unknown layer or format, rank out of range, wrong options."""
+
+
+class FormatError(AutorankError):
+    """A weight cannot be decomposed (not finite) or a format does not support the layer."""
+
+
+class SweepError(AutorankError):
+    """A sweep directory is missing, unwritable, in use, or not a sweep."""
+
+
+class EmptyFrontError(AutorankError):
+    """No point meets what was asked for; the message names the nearest one."""
+
+
+class ExportError(AutorankError):
+    """An exported file could not be written or does not behave as the model did."""
+
+
+class MissingExtraError(AutorankError):
+    """An optional dependency is needed; the message names the extra to install."""
+
+
+class TrialFailure(AutorankError):
+    """A trial cannot go on (divergence, NaN); the sweep does. Becomes the record's reason."""

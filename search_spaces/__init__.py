@@ -1,0 +1,1 @@
+"""Search spaces that ship with autorank, one YAML file per kind of search."""
