@@ -354,6 +354,8 @@ class TrialRecord:
         Wall time by phase: fit, batch_norm, tune, evaluate, other.
     reason : str
         Why it failed or was pruned; empty otherwise.
+    target : Fidelity or None
+        What was asked for, where it is not what was reached.
     worker : str
         Host and process that ran it.
     started : float
@@ -376,6 +378,7 @@ class TrialRecord:
     curve: tuple[tuple[int, float], ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     reason: str = ""
+    target: Fidelity | None = None
     worker: str = ""
     started: float = 0.0
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -408,6 +411,8 @@ class TrialRecord:
         data.pop("plan_id", None)
         data["plan"] = Plan.from_json(data["plan"])
         data["fidelity"] = Fidelity(**data["fidelity"])
+        if data.get("target") is not None:
+            data["target"] = Fidelity(**data["target"])
         if data.get("cost") is not None:
             data["cost"] = Cost(**data["cost"])
         data["layers"] = tuple(

@@ -1,0 +1,179 @@
+"""The settings of a sweep: one YAML file, flags that win over it, one-line errors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from autorank.errors import ConfigError
+
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class StrategyConfig(_Section):
+    """Which strategy proposes plans, and its options."""
+
+    name: str = "tpe"
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class RecoveryConfig(_Section):
+    """How a decomposed model is recovered; the same fields as `autorank.recover.Recovery`."""
+
+    steps: int = Field(100, ge=0)
+    batch_size: int = Field(128, ge=1)
+    lr: float = Field(0.02, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(5e-4, ge=0)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: int = Field(0, ge=0)
+    distill: float = Field(0.9, ge=0, le=1)
+    temperature: float = Field(4.0, gt=0)
+    grad_clip: float | None = Field(5.0, gt=0)
+    batch_norm: Literal["auto", "always", "never"] = "auto"
+    calibration: int = Field(512, ge=1)
+    amp: bool = True
+
+
+class PruningConfig(_Section):
+    """Early stopping of hopeless trials before the fine-tune.
+
+    `patience` is how many earlier trials must be better at the same cheap fidelity and no costlier (0: never stop early), `margin` by how
+    much, in units of the score.
+    """
+
+    patience: int = Field(3, ge=0)
+    margin: float = Field(2.0, ge=0)
+
+
+class LatencyConfig(_Section):
+    """How latency is measured: batch size and number of threads."""
+
+    batch: int = Field(1, ge=1)
+    threads: int = Field(1, ge=1)
+
+
+class SweepConfig(_Section):
+    """Everything that a sweep depends on; see `autorank search --help` for each key."""
+
+    model: str | None = None
+    model_args: dict[str, Any] = Field(default_factory=dict)
+    weights: str | None = None
+    data: str | None = None
+    data_args: dict[str, Any] = Field(default_factory=dict)
+    validation: int | float = 0.1
+    space: str | dict[str, Any] = "default"
+    strategy: StrategyConfig = Field(default_factory=StrategyConfig)
+    trials: int = Field(40, ge=1)
+    max_time: float | None = Field(None, gt=0)
+    objectives: tuple[str, ...] = ("score", "macs")
+    constraints: tuple[str, ...] = ()
+    seed: int = Field(0, ge=0, lt=2**32)
+    device: str = "auto"
+    executor: Literal["ray", "inline"] = "ray"
+    workers: int | None = Field(None, ge=1)
+    threads: int = Field(1, ge=1)
+    lookahead: int = Field(4, ge=1)
+    sweep_dir: str | None = None
+    tracking: bool = True
+    tracking_uri: str | None = None
+    experiment: str = Field("autorank", min_length=1)
+    recovery: RecoveryConfig = Field(default_factory=RecoveryConfig)
+    pruning: PruningConfig = Field(default_factory=PruningConfig)
+    latency: LatencyConfig = Field(default_factory=LatencyConfig)
+    calibration: int = Field(512, ge=1)
+    max_drop: float = Field(1.0, ge=0)
+
+    @field_validator("max_time", mode="before")
+    @classmethod
+    def _duration(cls, value: object) -> object:
+        return parse_duration(value) if isinstance(value, str) else value
+
+    @field_validator("objectives", "constraints", mode="before")
+    @classmethod
+    def _listed(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("strategy", mode="before")
+    @classmethod
+    def _named(cls, value: object) -> object:
+        return {"name": value} if isinstance(value, str) else value
+
+
+def parse_duration(text: str) -> float:
+    """Return seconds from ``"90"``, ``"90s"``, ``"30m"``, ``"1.5h"`` or ``"1h30m"``."""
+    parts = re.findall(r"(\d+(?:\.\d+)?)([smhd]?)", text.replace(" ", ""))
+    if not parts or "".join(n + u for n, u in parts) != text.replace(" ", ""):
+        raise ValueError("a time such as 90s, 30m, 1.5h or 1h30m")
+    return sum(float(number) * _UNITS[unit or "s"] for number, unit in parts)
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `base` with the values of `over` in their place, section by section; None in `over` means not given."""
+    result = dict(base)
+    for key, value in over.items():
+        if value is None:
+            continue
+        if isinstance(value, Mapping) and isinstance(result.get(key), Mapping) and key != "space":
+            result[key] = merged(result[key], value)
+        else:
+            result[key] = value
+    return result
+
+
+def read_config(path: Path | None, flags: Mapping[str, Any]) -> SweepConfig:
+    """Read a sweep file and lay the flags over it.
+
+    Relative paths in the file (weights, space, data) are taken from the file's own directory.
+
+    Raises
+    ------
+    ConfigError
+        One line: file, key, what is wrong, what is allowed.
+    """
+    from autorank.spacefile import read_yaml
+
+    data: dict[str, Any] = {}
+    where = "the command line"
+    if path is not None:
+        where = str(path)
+        loaded = read_yaml(path, ConfigError)
+        if not isinstance(loaded, Mapping):
+            raise ConfigError(f"{path}: a sweep file is a mapping of keys such as model, data, trials")
+        data = _rooted({str(k): v for k, v in loaded.items()}, path.resolve().parent)
+        if isinstance(data.get("strategy"), str) and isinstance(flags.get("strategy"), Mapping):
+            data["strategy"] = {"name": data["strategy"]}
+    return make_config(merged(data, flags), where)
+
+
+def make_config(data: Mapping[str, Any], where: str = "settings") -> SweepConfig:
+    """Validate settings; ConfigError names `where`, the key and what is allowed."""
+    from pydantic import ValidationError
+
+    from autorank.spacefile import explain
+
+    try:
+        return SweepConfig.model_validate(dict(data))
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {explain(error, SweepConfig)}") from None
+
+
+def _rooted(data: dict[str, Any], root: Path) -> dict[str, Any]:
+    for key in ("weights", "space"):
+        value = data.get(key)
+        if isinstance(value, str) and (root / value).is_file():
+            data[key] = str(root / value)
+    source = data.get("data")
+    if isinstance(source, str):
+        scheme, _, rest = source.partition(":")
+        if scheme in ("parquet", "imagefolder") and not Path(rest).is_absolute() and (root / rest).exists():
+            data["data"] = f"{scheme}:{root / rest}"
+    return data

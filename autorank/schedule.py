@@ -1,0 +1,204 @@
+"""The order in which a strategy is asked and told, the same whatever worker was faster, and the replay of a journal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from autorank.strategies import WAIT, Strategy
+from autorank.types import Direction, Fidelity, Objective, Plan, Proposal, TrialRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """Rule that stops a hopeless trial before its fine-tune.
+
+    A trial is hopeless when at least `patience` earlier trials were, at the same cheap fidelity, better than it by
+    `margin` in score and at most as costly in every cost objective.
+
+    Attributes
+    ----------
+    seen : tuple of (score, costs)
+        Earlier trials at the cheap fidelity.
+    costs : tuple of str
+        Names of the cost objectives, in the order of the tuples in `seen`.
+    """
+
+    seen: tuple[tuple[float, tuple[float, ...]], ...] = ()
+    costs: tuple[str, ...] = ()
+    patience: int = 3
+    margin: float = 2.0
+    direction: Direction = "max"
+
+    def hopeless(self, score: float, kept: Mapping[str, float]) -> str:
+        """Return the reason to stop a trial with this cheap score and these costs, or an empty string."""
+        sign = 1.0 if self.direction == "max" else -1.0
+        mine = tuple(kept.get(name, float("inf")) for name in self.costs)
+        better = [
+            other
+            for other, costs in self.seen
+            if sign * (other - score) > self.margin and all(a <= b for a, b in zip(costs, mine, strict=True))
+        ]
+        if len(better) < self.patience:
+            return ""
+        best = max(better) if sign > 0 else min(better)
+        return (
+            f"stopped before the fine-tune: {len(better)} earlier trials that cost no more scored better "
+            f"at this point (up to {best:.2f} against {score:.2f})"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One trial to run: everything that its outcome depends on besides the sweep's settings."""
+
+    number: int
+    plan: Plan
+    fidelity: Fidelity
+    gate: Gate | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a plain dictionary."""
+        return {
+            "number": self.number,
+            "plan": self.plan.to_json(),
+            "fidelity": asdict(self.fidelity),
+            "gate": asdict(self.gate) if self.gate else None,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Job:
+        """Rebuild a job from `to_json`."""
+        gate = data["gate"]
+        if gate is not None:
+            seen = tuple((float(score), tuple(costs)) for score, costs in gate["seen"])
+            gate = Gate(**{**gate, "seen": seen, "costs": tuple(gate["costs"])})
+        return cls(data["number"], Plan.from_json(data["plan"]), Fidelity(**data["fidelity"]), gate)
+
+
+class Schedule:
+    """Asks the strategy for proposals and tells it their outcomes, in an order that no worker's speed can change.
+
+    Before proposal n is asked for, exactly the outcomes of the proposals up to n − `lookahead` are told, so the same
+    seed gives the same sweep with one worker or with several, as long as there are at most `lookahead` of them.
+    Trials that are already in a journal are answered from it and not run again: a sweep is resumed by replaying it.
+
+    Parameters
+    ----------
+    strategy : Strategy
+    trials : int
+        How many proposals to evaluate.
+    fidelity : Fidelity
+        Used where a proposal names none.
+    known : iterable of TrialRecord
+        Finished trials of the journal.
+    lookahead : int
+        How many proposals may be in flight.
+    objectives : tuple of Objective
+    gate_patience : int
+        0 switches early stopping off.
+    gate_margin : float
+        In units of the score.
+    """
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        *,
+        trials: int,
+        fidelity: Fidelity,
+        known: Iterable[TrialRecord] = (),
+        lookahead: int = 4,
+        objectives: tuple[Objective, ...] = (),
+        gate_patience: int = 3,
+        gate_margin: float = 2.0,
+    ) -> None:
+        self._strategy = strategy
+        self._trials = trials
+        self._fidelity = fidelity
+        self._lookahead = max(1, lookahead)
+        self._objectives = objectives
+        self._patience, self._margin = gate_patience, gate_margin
+        self._proposals: list[Proposal] = []
+        self._done: dict[int, TrialRecord] = {}
+        self._told = 0
+        self._known = {(r.plan_id, r.target or r.fidelity): r for r in known}
+        self._exhausted = False
+        self._stopped = False
+        self.replayed = 0
+
+    @property
+    def finished(self) -> int:
+        """Number of proposals whose outcome is known."""
+        return len(self._done)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the strategy had nothing left to propose."""
+        return self._exhausted
+
+    @property
+    def in_flight(self) -> int:
+        """Number of jobs that were handed out and not yet answered."""
+        return len(self._proposals) - len(self._done)
+
+    def stop(self) -> None:
+        """Hand out no further jobs."""
+        self._stopped = True
+
+    def next(self) -> Job | object | None:
+        """Return the next job, ``WAIT`` while an outcome must come first, or None when there is nothing left."""
+        while True:
+            number = len(self._proposals)
+            if self._stopped or self._exhausted or number >= self._trials:
+                return None
+            due = number - self._lookahead + 1
+            if any(n not in self._done for n in range(self._told, max(due, 0))):
+                return WAIT
+            self._tell_until(due)
+            proposal = self._strategy.ask()
+            if proposal is None:
+                self._exhausted = True
+                return None
+            if proposal is WAIT:
+                if self.in_flight or self._told < len(self._proposals):
+                    # The strategy needs outcomes that are inside the look-ahead: give it what it waits for, in order.
+                    if self._told not in self._done:
+                        return WAIT
+                    self._tell_until(self._told + 1)
+                    continue
+                raise RuntimeError(f"strategy {type(self._strategy).__name__} waits although nothing is in flight")
+            assert isinstance(proposal, Proposal)
+            self._proposals.append(proposal)
+            fidelity = proposal.fidelity or self._fidelity
+            record = self._known.get((proposal.plan.plan_id, fidelity))
+            if record is None:
+                return Job(number, proposal.plan, fidelity, self._gate(fidelity))
+            self.replayed += 1
+            self._done[number] = record
+
+    def done(self, record: TrialRecord) -> None:
+        """Take the outcome of the job with the record's number."""
+        self._done[record.number] = record
+        self._known[record.plan_id, record.target or record.fidelity] = record
+
+    def _tell_until(self, number: int) -> None:
+        while self._told < number:
+            self._strategy.tell(self._proposals[self._told], self._done[self._told])
+            self._told += 1
+
+    def _gate(self, fidelity: Fidelity) -> Gate | None:
+        costs = tuple(o.name for o in self._objectives if o.name != "score")
+        if not self._patience or not fidelity.steps or not costs:
+            return None
+        direction = next((o.direction for o in self._objectives if o.name == "score"), None)
+        if direction is None:
+            return None
+        told = [self._done[n] for n in range(self._told)]
+        seen = tuple(
+            (r.score_bn, tuple(r.kept.get(name, float("inf")) for name in costs))
+            for r in told
+            if r.score_bn is not None and r.status in ("complete", "pruned")
+        )
+        return Gate(seen, costs, self._patience, self._margin, direction)
