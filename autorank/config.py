@@ -139,7 +139,7 @@ def read_config(path: Path | None, flags: Mapping[str, Any]) -> SweepConfig:
     ConfigError
         One line: file, key, what is wrong, what is allowed.
     """
-    from autorank.spacefile import read_yaml
+    from autorank.yamlfile import read_yaml
 
     data: dict[str, Any] = {}
     where = "the command line"
@@ -158,7 +158,7 @@ def make_config(data: Mapping[str, Any], where: str = "settings") -> SweepConfig
     """Validate settings; ConfigError names `where`, the key and what is allowed."""
     from pydantic import ValidationError
 
-    from autorank.spacefile import explain
+    from autorank.yamlfile import explain
 
     try:
         return SweepConfig.model_validate(dict(data))

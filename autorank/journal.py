@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
 from autorank.errors import SweepError
-from autorank.types import Front, FrontPoint, SweepHeader, TrialRecord
+from autorank.types import DenseFigures, FrontPoint, SweepHeader, TrialRecord
 
 FILE_NAME = "journal.jsonl"
 LOCK_NAME = "lock"
@@ -29,6 +29,8 @@ class JournalContents:
         In the order in which they were finished.
     front : tuple of mapping
         The last measured front: `FrontPoint.to_json` of each member.
+    dense : DenseFigures or None
+        The dense model, measured beside that front.
     ended : str
         Why the last run of the sweep ended; empty while it runs or after it was killed.
     damaged : int
@@ -38,6 +40,7 @@ class JournalContents:
     header: SweepHeader | None = None
     records: tuple[TrialRecord, ...] = ()
     front: tuple[Mapping[str, Any], ...] = ()
+    dense: DenseFigures | None = None
     ended: str = ""
     damaged: int = 0
     good_bytes: int = field(default=0, repr=False)
@@ -76,7 +79,10 @@ def read(sweep_dir: Path) -> JournalContents:
         ) from None
     except OSError as error:
         raise SweepError(f"cannot read {path}: {error.strerror}") from None
-    header, front, ended = None, (), ""
+    header: SweepHeader | None = None
+    front: tuple[Mapping[str, Any], ...] = ()
+    dense: DenseFigures | None = None
+    ended = ""
     records: dict[int, TrialRecord] = {}
     lines = raw.split(b"\n")
     good = 0
@@ -92,22 +98,22 @@ def read(sweep_dir: Path) -> JournalContents:
             elif event == "trial":
                 record = TrialRecord.from_json(entry["record"])
                 records[record.number] = record
-                front, ended = (), ""
+                front, dense, ended = (), None, ""
             elif event == "front":
-                front = tuple(entry["points"])
+                front, dense = tuple(entry["points"]), DenseFigures(**entry["dense"])
             elif event == "end":
                 ended = str(entry["reason"])
             else:
                 raise ValueError(f"unknown event {event!r}")
         except (ValueError, KeyError, TypeError) as error:
             if position == len(lines) - 1:
-                return JournalContents(header, tuple(records.values()), front, ended, 1, good)
+                return JournalContents(header, tuple(records.values()), front, dense, ended, 1, good)
             raise SweepError(
                 f"{path}, line {position + 1}: not a journal entry ({type(error).__name__}: {error}); "
                 "restore the file, or delete that line to run its trial again"
             ) from None
         good += len(line) + 1
-    return JournalContents(header, tuple(records.values()), front, ended, 0, min(good, len(raw)))
+    return JournalContents(header, tuple(records.values()), front, dense, ended, 0, min(good, len(raw)))
 
 
 class Journal:
@@ -176,10 +182,9 @@ class Journal:
         """Write a finished trial."""
         self._append({"event": "trial", "record": record.to_json()})
 
-    def write_front(self, front: Front | Sequence[FrontPoint]) -> None:
-        """Write the measured front."""
-        points = front.points if isinstance(front, Front) else front
-        self._append({"event": "front", "points": [point.to_json() for point in points]})
+    def write_front(self, points: Sequence[FrontPoint], dense: DenseFigures) -> None:
+        """Write the measured front and the dense model beside it."""
+        self._append({"event": "front", "points": [point.to_json() for point in points], "dense": asdict(dense)})
 
     def write_end(self, reason: str) -> None:
         """Write why this run of the sweep ended."""

@@ -463,6 +463,18 @@ class FrontPoint:
 
 
 @dataclass(frozen=True, slots=True)
+class DenseFigures:
+    """The dense model, measured beside the final front: test score, latency and how it was taken."""
+
+    test_score: float | None = None
+    latency_ms: float | None = None
+    latency_spread_ms: float | None = None
+    batch: int = 1
+    threads: int = 1
+    device: str = "cpu"
+
+
+@dataclass(frozen=True, slots=True)
 class Front:
     """The non-dominated records for named objectives, best score first."""
 

@@ -1,0 +1,309 @@
+"""The command line; thin: it reads flags, calls the package, and prints."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from autorank.errors import AutorankError, ConfigError
+
+app = typer.Typer(
+    help="Find smaller and faster copies of a trained PyTorch network.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+Sweep = Annotated[Path, typer.Argument(help="Sweep directory, as the search printed it.")]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        help="Model factory: python:pkg.mod:factory, timm:NAME, torchvision:NAME or torchhub:REPO:NAME "
+        "(the last three need the extra 'vision')."
+    ),
+]
+Weights = Annotated[
+    str | None, typer.Option(help="Weights: a .safetensors file, or a .pt/.pth state dict (read weights only).")
+]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        help="Data: digits, hf:NAME, parquet:DIR-OR-FILES, imagefolder:DIR or python:pkg.mod:factory. "
+        "The validation split is taken off the training data."
+    ),
+]
+ModelArg = Annotated[
+    list[str] | None, typer.Option("--model-arg", help="KEY=VALUE for the model factory; may be repeated.")
+]
+DataArg = Annotated[
+    list[str] | None,
+    typer.Option("--data-arg", help="KEY=VALUE for the data (image_size, mean, std, augment, …); may be repeated."),
+]
+Device = Annotated[str | None, typer.Option(help="auto (default), cpu, cuda or cuda:N.")]
+Trials = Annotated[int | None, typer.Option(min=1, help="How many plans to try (default 40).")]
+MaxTime = Annotated[str | None, typer.Option(help="Start no trial after this time: 90s, 30m, 1h30m.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Trials at a time (default: cores / threads).")]
+Executor = Annotated[str | None, typer.Option(help="ray (default), or inline: one process, no Ray, no MLflow.")]
+TrackingUri = Annotated[str | None, typer.Option(help="MLflow server; default: SQLite in the sweep directory.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on standard error.")]
+
+
+@app.command()
+def search(
+    config: Annotated[
+        Path | None, typer.Argument(help="Sweep file (YAML) with any of these settings; flags win over it.")
+    ] = None,
+    model: Model = None,
+    weights: Weights = None,
+    data: Data = None,
+    model_arg: ModelArg = None,
+    data_arg: DataArg = None,
+    validation: Annotated[
+        str | None, typer.Option(help="Size of the validation split: a fraction (0.1) or a number of examples.")
+    ] = None,
+    space: Annotated[
+        str | None, typer.Option(help="Search space: a YAML file or a shipped name (see `autorank spaces`).")
+    ] = None,
+    strategy: Annotated[str | None, typer.Option(help="tpe (default), nsga2 or random.")] = None,
+    trials: Trials = None,
+    max_time: MaxTime = None,
+    objectives: Annotated[
+        str | None,
+        typer.Option(help="Two or three of: accuracy (the score), macs, params, bytes, latency. Default accuracy,macs."),
+    ] = None,
+    constraint: Annotated[
+        list[str] | None, typer.Option(help='Bound on every point, such as "macs_kept<=0.5"; may be repeated.')
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=0, help="Fine-tune steps of a trial (default 100; 0: no fine-tune).")
+    ] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate of the fine-tune (default 0.02).")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of split, batches and search (default 0).")] = None,
+    device: Device = None,
+    sweep_dir: Annotated[
+        Path | None, typer.Option(help="Where the sweep is kept (default: a new directory under sweeps/).")
+    ] = None,
+    executor: Executor = None,
+    workers: Workers = None,
+    tracking_uri: TrackingUri = None,
+    max_drop: Annotated[
+        float | None, typer.Option(help="Points of score that the recommended model may lose (default 1.0).")
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Run a sweep: try formats and ranks for every layer, and print the front of score against cost.
+
+    Example: autorank search --model python:my.net:make --weights net.safetensors --data parquet:data/ --trials 60
+    """
+    from autorank.config import merged, read_config
+    from autorank.search import search as run_search
+
+    flags: dict[str, Any] = {
+        "model": model,
+        "weights": weights,
+        "data": data,
+        "model_args": _pairs(model_arg, "--model-arg"),
+        "data_args": _pairs(data_arg, "--data-arg"),
+        "validation": _number(validation, "--validation"),
+        "space": space,
+        "strategy": {"name": strategy} if strategy else None,
+        "trials": trials,
+        "max_time": max_time,
+        "objectives": objectives,
+        "constraints": constraint or None,
+        "seed": seed,
+        "device": device,
+        "sweep_dir": str(sweep_dir) if sweep_dir else None,
+        "executor": executor,
+        "workers": workers,
+        "tracking_uri": tracking_uri,
+        "max_drop": max_drop,
+        "recovery": merged({}, {"steps": steps, "lr": lr}) or None,
+    }
+    settings = read_config(config, flags)
+    result = run_search(**settings.model_dump(), progress=not quiet)
+    _print_result(result)
+
+
+@app.command()
+def resume(
+    sweep: Sweep,
+    trials: Trials = None,
+    max_time: MaxTime = None,
+    executor: Executor = None,
+    workers: Workers = None,
+    device: Device = None,
+    tracking_uri: TrackingUri = None,
+    quiet: Quiet = False,
+) -> None:
+    """Go on with a sweep after any stop; finished trials are never run again. More --trials extend it."""
+    from autorank.search import resume as run_resume
+
+    result = run_resume(
+        sweep,
+        progress=not quiet,
+        trials=trials,
+        max_time=max_time,
+        executor=executor,
+        workers=workers,
+        device=device,
+        tracking_uri=tracking_uri,
+    )
+    _print_result(result)
+
+
+@app.command()
+def profile(
+    model: Model = None,
+    weights: Weights = None,
+    data: Data = None,
+    model_arg: ModelArg = None,
+    data_arg: DataArg = None,
+    input_shape: Annotated[
+        list[str] | None,
+        typer.Option("--input", help="Shape of one example instead of --data, such as 3x224x224; once per input."),
+    ] = None,
+    space: Annotated[
+        str | None, typer.Option(help="Also count the candidates that this search space gives each layer.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Print the layers of a model, what they cost, and which are left alone and why. Needs --data or --input."""
+    from autorank.show import print_profile
+
+    print_profile(
+        model=model,
+        weights=weights,
+        data=data,
+        model_args=_pairs(model_arg, "--model-arg") or {},
+        data_args=_pairs(data_arg, "--data-arg") or {},
+        shapes=[_shape(text) for text in input_shape or []],
+        space=space,
+        as_json=as_json,
+    )
+
+
+@app.command()
+def front(
+    sweep: Sweep,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+) -> None:
+    """Print the front of a sweep (also while it runs): the points that no other point beats."""
+    from autorank.search import open_sweep
+    from autorank.show import print_front
+
+    if as_json and as_csv:
+        raise ConfigError("--json and --csv were both given; choose one")
+    print_front(open_sweep(sweep), "json" if as_json else "csv" if as_csv else "table")
+
+
+@app.command()
+def export(
+    sweep: Sweep,
+    point: Annotated[
+        str | None, typer.Option(help="Trial number or plan id from `autorank front`; or best, cheapest, knee.")
+    ] = None,
+    max_drop: Annotated[float | None, typer.Option(help="Cheapest point that loses at most this many points.")] = None,
+    min_score: Annotated[float | None, typer.Option(help="Cheapest point with at least this score.")] = None,
+    max_macs: Annotated[float | None, typer.Option(help="Best point with at most this share of the MACs.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Directory to write (default: SWEEP/exports/NUMBER).")] = None,
+    formats: Annotated[str, typer.Option(help="Of safetensors, pt2, onnx.")] = "safetensors,pt2,onnx",
+    overwrite: Annotated[bool, typer.Option(help="Replace an earlier export.")] = False,
+) -> None:
+    """Write the chosen model as plan.json + safetensors, .pt2 and ONNX, each loaded back and compared.
+
+    Without --point, --max-drop, --min-score or --max-macs the recommended point is written.
+    """
+    from autorank.search import open_sweep
+
+    result = open_sweep(sweep).export(
+        out,
+        formats=[name.strip() for name in formats.split(",") if name.strip()],
+        overwrite=overwrite,
+        say=lambda line: typer.echo(line, err=True),
+        point=point,
+        max_drop=max_drop,
+        min_score=min_score,
+        max_macs=max_macs,
+    )
+    typer.echo(f"exported to {result.directory}")
+
+
+@app.command()
+def spaces(name: Annotated[str | None, typer.Argument(help="Print this space's file.")] = None) -> None:
+    """List the search spaces that ship with autorank, or print one as a start for your own."""
+    from autorank.show import print_spaces
+
+    print_spaces(name)
+
+
+@app.command()
+def version() -> None:
+    """Print the versions of autorank and of what it stands on."""
+    from autorank.trial import versions
+
+    for name, number in versions().items():
+        typer.echo(f"{name} {number}")
+
+
+def main() -> None:
+    """Run the command line; what a user can get wrong ends in one line on standard error and exit status 2."""
+    try:
+        app()
+    except AutorankError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("stopped; everything that finished is saved: `autorank resume SWEEP` goes on", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(0)
+
+
+def _print_result(result: Any) -> None:
+    from autorank.show import print_result
+
+    print_result(result)
+
+
+def _pairs(items: list[str] | None, flag: str) -> dict[str, Any] | None:
+    """Read KEY=VALUE items; values are read as YAML scalars, so 3 is a number and [0.5, 0.5] a list."""
+    import yaml
+
+    if not items:
+        return None
+    pairs = {}
+    for item in items:
+        key, equals, value = item.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"{flag} {item!r}: write KEY=VALUE")
+        try:
+            pairs[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ConfigError(f"{flag} {item!r}: the value is not readable") from None
+    return pairs
+
+
+def _number(text: str | None, flag: str) -> int | float | None:
+    if text is None:
+        return None
+    try:
+        return int(text) if text.strip().lstrip("+-").isdigit() else float(text)
+    except ValueError:
+        raise ConfigError(f"{flag} {text!r} is not a number; give a fraction such as 0.1 or a count such as 500") from None
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    parts = text.lower().replace(",", "x").split("x")
+    if not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise ConfigError(f"--input {text!r}: write the shape of one example, such as 3x224x224")
+    return tuple(int(part) for part in parts)
+
+
+if __name__ == "__main__":
+    main()

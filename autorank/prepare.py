@@ -1,0 +1,270 @@
+"""What a sweep needs before its first trial: profile, candidates, layer statistics, teacher outputs, dense figures."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from autorank import measure
+from autorank.config import SweepConfig
+from autorank.errors import AutorankError, ConfigError, SweepError
+from autorank.evaluate import evaluate
+from autorank.objectives import parse_constraint, parse_objectives
+from autorank.profile import profile as profile_model
+from autorank.progress import Reporter
+from autorank.recover import Recovery, Teacher
+from autorank.solvers import whitening
+from autorank.space import SearchSpace, build_space, read_space
+from autorank.tasks import Task
+from autorank.trial import TrialContext, versions
+from autorank.types import Choice, Evaluation, ModelProfile, SweepHeader
+
+Latencies = Mapping[tuple[str, Choice | None], float]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A sweep that is ready to run."""
+
+    context: TrialContext
+    header: SweepHeader
+    space: SearchSpace
+    profile: ModelProfile
+
+
+def resolve_device(name: str) -> str:
+    """Return the PyTorch device for ``auto``, ``cpu``, ``cuda`` or ``cuda:1``; ConfigError when it is not there."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"device {name!r} is not known; use auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        raise ConfigError(f"device {name!r} is not available: PyTorch sees {torch.cuda.device_count()} CUDA devices")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError(f"device {name!r} is not available on this machine")
+    return name
+
+
+def recovery_of(config: SweepConfig) -> Recovery:
+    """Return the recovery settings of a sweep."""
+    names = {field.name for field in fields(Recovery)}
+    return Recovery(**{key: value for key, value in config.recovery.model_dump().items() if key in names})
+
+
+def prepare(
+    task: Task, config: SweepConfig, directory: Path, reporter: Reporter, before: SweepHeader | None = None
+) -> Prepared:
+    """Profile the model, build the search space and compute, once, what all trials share.
+
+    Parameters
+    ----------
+    task : Task
+    config : SweepConfig
+    directory : Path
+        Sweep directory; statistics, teacher outputs and latencies are kept in its ``cache``.
+    reporter : Reporter
+    before : SweepHeader or None
+        Header of the sweep that is resumed; the dense model is not measured again.
+
+    Raises
+    ------
+    AutorankError
+        Model, data, space or settings do not fit together; or the resumed sweep had another model or other data.
+    """
+    device = resolve_device(config.device)
+    cache = directory / "cache"
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SweepError(f"cannot write to sweep directory {directory}: {error.strerror or error}") from None
+    objectives = parse_objectives(config.objectives, task.metric_name, task.direction)
+    constraints = tuple(parse_constraint(text) for text in config.constraints)
+    file = read_space(config.space)
+    if task.size("validation") == 0:
+        raise ConfigError("the task has no validation data; give a validation set or a validation fraction above 0")
+    if before is not None:
+        _same_source(before, task)
+
+    threads = torch.get_num_threads()
+    model = task.model()
+    reporter.step("profile", 0, 1)
+    profile = profile_model(model, task.example_inputs)
+    space = build_space(file, profile)
+    reporter.step("profile", 1, 1)
+
+    latencies: Latencies = {}
+    needs_latency = any(o.name == "latency_kept" for o in objectives) or any(
+        c.name == "latency_kept" for c in constraints
+    )
+    dense_cost = profile.dense
+    if needs_latency:
+        latencies, dense_ms = _latencies(model, task, space, config, device, cache, reporter)
+        dense_cost = replace(dense_cost, latency_ms=dense_ms)
+        space = build_space(file, replace(profile, dense=dense_cost), latencies)
+
+    model = model.to(device)
+    torch.set_num_threads(os.cpu_count() or 1)  # one process works now; the trials fix their own number
+    try:
+        stats_file = _statistics(model, task, space, config, device, cache, reporter)
+        dense = before.dense if before is not None else _dense(model, task, device, reporter)
+        recovery = recovery_of(config)
+        teacher_file = cache / "teacher.npy"
+        if recovery.steps and recovery.distill > 0:
+            Teacher.build(
+                task, recovery, config.seed, device, teacher_file, lambda d, t: reporter.step("teacher outputs", d, t)
+            )
+    finally:
+        torch.set_num_threads(threads)
+    context = TrialContext(
+        task=task,
+        specs=profile.layers,
+        dense_cost=dense_cost,
+        recovery=recovery,
+        seed=config.seed,
+        device=device,
+        threads=config.threads,
+        directory=directory.resolve(),
+        stats_file=stats_file,
+        teacher_file=teacher_file,
+        latencies=latencies,
+    )
+    import time
+
+    header = before or SweepHeader(
+        sweep_id=directory.resolve().name,
+        created=time.time(),
+        config=config.model_dump(mode="json"),
+        metric=task.metric_name,
+        direction=task.direction,
+        objectives=objectives,
+        constraints=constraints,
+        dense=dense,
+        dense_cost=dense_cost,
+        layers=_layer_rows(space, profile),
+        left_alone=(*profile.left_alone, *space.kept_dense),
+        fingerprint=dict(task.fingerprint),
+        versions=versions(),
+    )
+    return Prepared(context, header, space, profile)
+
+
+def _dense(model: nn.Module, task: Task, device: str, reporter: Reporter) -> Evaluation:
+    reporter.step("dense model on validation data", 0, 1)
+    try:
+        dense = evaluate(model, task, "validation", device)
+    except AutorankError as error:
+        raise type(error)(f"the dense model: {error}") from None
+    reporter.step("dense model on validation data", 1, 1)
+    return dense
+
+
+def _layer_rows(space: SearchSpace, profile: ModelProfile) -> tuple[dict[str, object], ...]:
+    candidates = {layer.spec.name: len(layer.candidates) for layer in space.layers}
+    return tuple(
+        {
+            "name": spec.name,
+            "kind": spec.kind,
+            "weight_shape": list(spec.weight_shape),
+            "macs": spec.macs,
+            "params": spec.params,
+            "candidates": candidates.get(spec.name, 0),
+        }
+        for spec in profile.layers
+    )
+
+
+def _same_source(before: SweepHeader, task: Task) -> None:
+    now = json.loads(json.dumps(dict(task.fingerprint)))
+    for key, value in before.fingerprint.items():
+        if now.get(key) != value:
+            raise SweepError(
+                f"the sweep was started with another {key} ({value} then, {now.get(key)} now); "
+                "resume with the same model, weights and data, or start a new sweep"
+            )
+
+
+def _statistics(
+    model: nn.Module,
+    task: Task,
+    space: SearchSpace,
+    config: SweepConfig,
+    device: str,
+    cache: Path,
+    reporter: Reporter,
+) -> Path | None:
+    """Collect the input covariances of the layers that a candidate whitens, once per sweep."""
+    specs = [
+        layer.spec
+        for layer in space.layers
+        if any(c.choice.option("whiten", "none") != "none" for c in layer.candidates)
+    ]
+    if not specs:
+        return None
+    path = cache / "stats.safetensors"
+    if path.is_file():
+        try:
+            if set(whitening.load(path)) >= {spec.name for spec in specs}:
+                return path
+        except AutorankError:
+            path.unlink()  # damaged: collected again
+    what = "layer statistics"
+    total = -(-config.calibration // 64)
+    reporter.step(what, 0, total)
+
+    def inputs() -> object:
+        for done, batch in enumerate(task.calibration_batches(config.calibration, 64)):
+            yield batch.inputs
+            reporter.step(what, min(done + 1, total), total)
+
+    whitening.save(whitening.collect(model, specs, inputs(), device), path)
+    return path
+
+
+def _latencies(
+    model: nn.Module,
+    task: Task,
+    space: SearchSpace,
+    config: SweepConfig,
+    device: str,
+    cache: Path,
+    reporter: Reporter,
+) -> tuple[Latencies, float]:
+    """Measure every candidate layer alone, before any trial runs; the table is kept for a resumed sweep."""
+    path = cache / "latencies.json"
+    pairs: list[tuple[object, Choice | None]] = []
+    for layer in space.layers:
+        pairs.append((layer.spec, None))
+        pairs.extend((layer.spec, candidate.choice) for candidate in layer.candidates)
+    if path.is_file():
+        saved = json.loads(path.read_text())
+        table = {
+            (name, Choice.from_json(choice) if choice else None): ms for name, choice, ms in saved["layers"]
+        }
+        if all((spec.name, choice) in table for spec, choice in pairs):  # type: ignore[attr-defined]
+            return table, saved["dense_ms"]
+    what = "layer latencies"
+    table = {}
+    for done, pair in enumerate(pairs):
+        reporter.step(what, done, len(pairs))
+        table.update(measure.time_layers([pair], config.latency.threads, device, config.latency.batch))  # type: ignore[list-item]
+    reporter.step(what, len(pairs), len(pairs))
+    inputs = tuple(x.to(device) for x in batched(task.example_inputs, config.latency.batch))
+    dense = measure.time_module(model.to(device), inputs, config.latency.threads, device=device).median_ms
+    rows = [[name, choice.to_json() if choice else None, ms] for (name, choice), ms in table.items()]
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps({"dense_ms": dense, "layers": rows}))
+    part.replace(path)
+    return table, dense
+
+
+def batched(inputs: tuple[torch.Tensor, ...], batch: int) -> tuple[torch.Tensor, ...]:
+    """Return the example inputs with `batch` examples, repeating the first one."""
+    return tuple(x[:1].expand(batch, *x.shape[1:]).clone() for x in inputs)

@@ -1,0 +1,69 @@
+"""When a sweep ends before its last trial: Ctrl-C, a time limit, and how the driver is told."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class StopSignal:
+    """Says whether a sweep should end, and why.
+
+    Parameters
+    ----------
+    max_time : float or None
+        Seconds from now after which no further trial is started.
+    """
+
+    def __init__(self, max_time: float | None = None) -> None:
+        self._deadline = None if max_time is None else time.monotonic() + max_time
+        self._reason = ""
+
+    @property
+    def reason(self) -> str:
+        """Why to stop; empty while the sweep should go on."""
+        if not self._reason and self._deadline is not None and time.monotonic() >= self._deadline:
+            self._reason = "time limit reached"
+        return self._reason
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether a person stopped the sweep."""
+        return self._reason == "interrupted"
+
+    @property
+    def time_left(self) -> float | None:
+        """Seconds until the time limit; None without one."""
+        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+
+    def request(self, reason: str) -> None:
+        """Ask for a stop; the first reason stays."""
+        self._reason = self._reason or reason
+
+
+@contextmanager
+def interrupts(stop: StopSignal, say: Callable[[str], None]) -> Iterator[None]:
+    """Turn Ctrl-C (and SIGTERM) into a request to stop; a second one raises KeyboardInterrupt.
+
+    Outside the main thread nothing can be caught, and nothing is changed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if stop.interrupted:
+            raise KeyboardInterrupt
+        stop.request("interrupted")
+        say("stopping: the running trials are finished and saved (press Ctrl-C again to stop now)")
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

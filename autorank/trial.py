@@ -1,0 +1,358 @@
+"""One trial, whole: plan → decomposed model → recovered → measured → record."""
+
+from __future__ import annotations
+
+import copy
+import os
+import platform
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from autorank import measure
+from autorank import plan as plans
+from autorank.errors import AutorankError, TrialFailure
+from autorank.evaluate import evaluate
+from autorank.fitcache import FitCache
+from autorank.recover import Recovery, Teacher, fine_tune, reestimate_batch_norm
+from autorank.schedule import Job
+from autorank.solvers import whitening
+from autorank.tasks import Task
+from autorank.types import (
+    Choice,
+    Cost,
+    Direction,
+    Evaluation,
+    Fidelity,
+    LayerResult,
+    LayerSpec,
+    Plan,
+    TrialRecord,
+)
+
+MODELS = "models"
+
+
+@dataclass(frozen=True)
+class TrialContext:
+    """What all trials of a sweep share; travels to every worker once.
+
+    Attributes
+    ----------
+    task : Task
+    specs : tuple of LayerSpec
+        Decomposable layers with their calls, for closed-form costs.
+    dense_cost : Cost
+    recovery : Recovery
+    seed : int
+    device : str
+    threads : int
+        PyTorch threads of a trial.
+    directory : Path
+        Sweep directory: holds the fit cache, layer statistics, teacher outputs and models.
+    stats_file : Path or None
+        Layer statistics for whitened fits.
+    teacher_file : Path or None
+    latencies : mapping
+        (layer name, choice or None for dense) → milliseconds; empty unless latency is an objective.
+    """
+
+    task: Task
+    specs: tuple[LayerSpec, ...]
+    dense_cost: Cost
+    recovery: Recovery
+    seed: int
+    device: str
+    threads: int
+    directory: Path
+    stats_file: Path | None = None
+    teacher_file: Path | None = None
+    latencies: Mapping[tuple[str, Choice | None], float] = field(default_factory=dict)
+
+    @property
+    def full_fidelity(self) -> Fidelity:
+        """The fidelity of a trial that ran to its end."""
+        return Fidelity(self.recovery.steps, self.recovery.batch_norm != "never")
+
+
+class TrialRunner:
+    """Runs trials in one process; what can be shared between them is loaded once.
+
+    Parameters
+    ----------
+    context : TrialContext
+    """
+
+    def __init__(self, context: TrialContext) -> None:
+        self.context = context
+        self._dense = context.task.model().to(context.device).eval()
+        self._cache = FitCache(context.directory / "cache" / "fits")
+        self._stats: dict[str, whitening.LayerStats] | None = None
+        self._teacher: Teacher | None = None
+
+    def run(self, job: Job) -> TrialRecord:
+        """Run one trial and return its record; whatever goes wrong inside becomes a failed record with the reason."""
+        started = time.time()
+        clock = _Clock()
+        with _threads(self.context.threads):
+            try:
+                record = self._run(job, clock)
+            except AutorankError as error:
+                record = _failed(job, str(error))
+            except Exception as error:
+                # The user's own code (loss, metric, forward) may raise anything; the sweep goes on and says where.
+                record = _failed(job, f"{type(error).__name__} in {_place(error)}: {_one_line(error)}")
+        return replace(
+            record,
+            seconds=clock.seconds(),
+            started=started,
+            worker=f"{socket.gethostname()}:{os.getpid()}",
+            versions=versions(),
+        )
+
+    def model(self, job: Job, record: TrialRecord) -> nn.Module:
+        """Return the recovered model of a finished trial: from its saved weights, else by running it again."""
+        path = weights_file(self.context.directory, record)
+        model = self._load(path, record.plan)
+        if model is None:
+            again = self.run(replace(job, gate=None))
+            if again.status != "complete":
+                raise TrialFailure(f"trial {record.number} could not be run again: {again.reason}")
+            model = self._load(path, record.plan)
+        if model is None:
+            raise TrialFailure(f"the weights of trial {record.number} could not be written to {path}")
+        return model
+
+    def _load(self, path: Path, plan: Plan) -> nn.Module | None:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_model
+
+        if not path.is_file():
+            return None
+        model = plans.build(self._dense, plan)
+        try:
+            load_model(model, str(path), device=str(self.context.device))
+        except (SafetensorError, RuntimeError, OSError):
+            path.unlink(missing_ok=True)  # damaged: it is rebuilt
+            return None
+        return model.eval()
+
+    def _run(self, job: Job, clock: _Clock) -> TrialRecord:
+        context = self.context
+        with clock("fit"):
+            model, layers = plans.apply(
+                self._dense, job.plan, specs=context.specs, stats=self._statistics(), cache=self._cache
+            )
+        cost, layers = self._measure(model, layers, clock)
+        kept = cost.kept(self.context.dense_cost)
+        with clock("evaluate"):
+            before = evaluate(model, context.task, "validation", context.device)
+        model, best = self._batch_norm(model, before, job.fidelity, clock)
+        base = TrialRecord(
+            number=job.number,
+            plan=job.plan,
+            fidelity=Fidelity(0, job.fidelity.batch_norm),
+            target=job.fidelity,
+            status="pruned",
+            score=best.score,
+            score_before=before.score,
+            score_bn=best.score,
+            loss=best.loss,
+            cost=cost,
+            kept=kept,
+            layers=layers,
+        )
+        if job.gate is not None and (reason := job.gate.hopeless(best.score, kept)):
+            return replace(base, reason=reason)
+        curve: tuple[tuple[int, float], ...] = ()
+        reason = ""
+        if job.fidelity.steps:
+            model, best, curve, reason = self._fine_tune(model, best, job.fidelity, clock)
+        with clock("other"):
+            save_weights(model, weights_file(context.directory, replace(base, fidelity=job.fidelity)))
+        return replace(
+            base,
+            fidelity=job.fidelity,
+            status="complete",
+            score=best.score,
+            loss=best.loss,
+            curve=curve,
+            reason=reason,
+        )
+
+    def _statistics(self) -> dict[str, whitening.LayerStats] | None:
+        if self._stats is None and self.context.stats_file is not None:
+            self._stats = whitening.load(self.context.stats_file)
+        return self._stats
+
+    def _measure(
+        self, model: nn.Module, layers: tuple[LayerResult, ...], clock: _Clock
+    ) -> tuple[Cost, tuple[LayerResult, ...]]:
+        """Count the model and hold the count against the closed forms."""
+        context = self.context
+        with clock("other"):
+            cost, _ = measure.count(model, context.task.example_inputs)
+            dense = self.context.dense_cost
+            expected = dense.macs + sum(layer.macs - layer.macs_dense for layer in layers)
+            if cost.macs != expected:
+                raise TrialFailure(
+                    f"the counted MACs ({cost.macs:,}) are not those of the closed forms ({expected:,}): "
+                    "the model's forward pass seems to depend on its weights or on chance"
+                )
+        if not context.latencies:
+            return cost, layers
+        table = context.latencies
+        layers = tuple(
+            replace(
+                layer, latency_ms=table.get((layer.name, layer.choice)), latency_dense_ms=table.get((layer.name, None))
+            )
+            for layer in layers
+        )
+        latency = (dense.latency_ms or 0.0) + sum(
+            (layer.latency_ms or 0.0) - (layer.latency_dense_ms or 0.0) for layer in layers
+        )
+        return replace(cost, latency_ms=latency), layers
+
+    def _batch_norm(
+        self, model: nn.Module, before: Evaluation, fidelity: Fidelity, clock: _Clock
+    ) -> tuple[nn.Module, Evaluation]:
+        """Re-estimate the batch-norm statistics where that lowers the validation loss (or always, when told so)."""
+        context = self.context
+        if not fidelity.batch_norm:
+            return model, before
+        with clock("batch_norm"):
+            batches = context.task.calibration_batches(context.recovery.calibration)
+            other = reestimate_batch_norm(model, batches, context.device)
+        if other is None:
+            return model, before
+        with clock("evaluate"):
+            after = evaluate(other, context.task, "validation", context.device)
+        if context.recovery.batch_norm == "always" or after.loss < before.loss:
+            return other, after
+        return model, before
+
+    def _fine_tune(
+        self, model: nn.Module, start: Evaluation, fidelity: Fidelity, clock: _Clock
+    ) -> tuple[nn.Module, Evaluation, tuple[tuple[int, float], ...], str]:
+        """Fine-tune, and keep the untuned weights where tuning only made the model worse."""
+        context = self.context
+        recovery = replace(context.recovery, steps=fidelity.steps)
+        untuned = copy.deepcopy(model.state_dict())
+        with clock("tune"):
+            curve = fine_tune(model, context.task, recovery, context.seed, context.device, self._teach())
+        with clock("evaluate"):
+            after = evaluate(model, context.task, "validation", context.device)
+        if better(start.score, after.score, context.task.direction):
+            model.load_state_dict(untuned)
+            note = f"the fine-tune did not help ({start.score:.2f} → {after.score:.2f}): the untuned weights are kept"
+            return model, start, curve, note
+        return model, after, curve, ""
+
+    def _teach(self) -> Teacher:
+        if self._teacher is None:
+            context = self.context
+            self._teacher = Teacher.build(
+                context.task, context.recovery, context.seed, context.device, context.teacher_file
+            )
+        return self._teacher
+
+
+def better(a: float, b: float, direction: Direction) -> bool:
+    """Whether score `a` is strictly better than score `b`."""
+    return a > b if direction == "max" else a < b
+
+
+def weights_file(directory: Path, record: TrialRecord) -> Path:
+    """Return where the recovered weights of a trial are kept."""
+    return directory / MODELS / f"{record.plan_id}-{record.fidelity.label}.safetensors"
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Write the weights atomically; tied weights are stored once."""
+    from safetensors.torch import save_model
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    save_model(model, str(part))
+    part.replace(path)
+
+
+def job_of(record: TrialRecord) -> Job:
+    """Return the job that gave this record."""
+    return Job(record.number, record.plan, record.target or record.fidelity)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what shapes a trial's result."""
+    from importlib.metadata import version
+
+    return {
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("autorank", "torch", "numpy", "tensorly", "fvcore")},
+    }
+
+
+class _Clock:
+    """Wall time by phase."""
+
+    def __init__(self) -> None:
+        self._begun = time.perf_counter()
+        self._phases: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._phases[phase] = self._phases.get(phase, 0.0) + time.perf_counter() - begun
+
+    def seconds(self) -> dict[str, float]:
+        """Return the phases, with what none of them covers added to ``other``."""
+        total = time.perf_counter() - self._begun
+        rest = total - sum(self._phases.values())
+        phases = {**self._phases, "other": self._phases.get("other", 0.0) + rest}
+        return {name: round(value, 4) for name, value in phases.items()}
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Fix the number of PyTorch threads, on which sums in floating point depend."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _failed(job: Job, reason: str) -> TrialRecord:
+    return TrialRecord(
+        number=job.number,
+        plan=job.plan,
+        fidelity=job.fidelity,
+        target=job.fidelity,
+        status="failed",
+        reason=reason,
+    )
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def _place(error: BaseException) -> str:
+    """Return file and line where the error was raised, as the last name of the path only."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return "the trial"
+    return f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}"
+
