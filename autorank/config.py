@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from autorank.errors import ConfigError
+from autorank.yamlfile import explain, parse, read_text
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -69,7 +70,7 @@ class SweepConfig(_Section):
     weights: str | None = None
     data: str | None = None
     data_args: dict[str, Any] = Field(default_factory=dict)
-    validation: int | float = 0.1
+    validation: float = Field(0.1, gt=0)
     space: str | dict[str, Any] = "default"
     strategy: StrategyConfig = Field(default_factory=StrategyConfig)
     trials: int = Field(40, ge=1)
@@ -139,13 +140,11 @@ def read_config(path: Path | None, flags: Mapping[str, Any]) -> SweepConfig:
     ConfigError
         One line: file, key, what is wrong, what is allowed.
     """
-    from autorank.yamlfile import read_yaml
-
     data: dict[str, Any] = {}
     where = "the command line"
     if path is not None:
         where = str(path)
-        loaded = read_yaml(path, ConfigError)
+        loaded = parse(read_text(path, ConfigError), where, ConfigError)
         if not isinstance(loaded, Mapping):
             raise ConfigError(f"{path}: a sweep file is a mapping of keys such as model, data, trials")
         data = _rooted({str(k): v for k, v in loaded.items()}, path.resolve().parent)
@@ -156,10 +155,6 @@ def read_config(path: Path | None, flags: Mapping[str, Any]) -> SweepConfig:
 
 def make_config(data: Mapping[str, Any], where: str = "settings") -> SweepConfig:
     """Validate settings; ConfigError names `where`, the key and what is allowed."""
-    from pydantic import ValidationError
-
-    from autorank.yamlfile import explain
-
     try:
         return SweepConfig.model_validate(dict(data))
     except ValidationError as error:

@@ -271,7 +271,7 @@ def task_of(config: SweepConfig) -> Task:
         data=config.data,
         model_args=config.model_args,
         data_args=config.data_args,
-        validation=config.validation,
+        validation=config.validation if config.validation < 1 else round(config.validation),
         seed=config.seed,
     )
 

@@ -1,0 +1,218 @@
+"""What the command line prints: the profile, the front, the end of a sweep."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from autorank.errors import AutorankError, ConfigError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from autorank.search import SearchResult
+    from autorank.types import ModelProfile
+
+
+def _print(*renderables: object) -> None:
+    """Print to standard output, wide enough for the tables when it is not a terminal."""
+    from rich.console import Console
+
+    console = Console() if sys.stdout.isatty() else Console(width=140)
+    for item in renderables:
+        console.print(item, highlight=False, markup=False) if isinstance(item, str) else console.print(item)
+
+
+def table(title: str, columns: Sequence[tuple[str, bool]], rows: Sequence[Sequence[str]]) -> Table:
+    """Return a rich table; a column is its heading and whether it holds numbers (right-aligned)."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    result = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for name, numeric in columns:
+        result.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        result.add_row(*(escape(cell) for cell in row))
+    return result
+
+
+def count(value: float) -> str:
+    """Return 40,551,040 as ``40.55 M``."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.2f} {unit}"
+    return f"{value:.0f}"
+
+
+def print_profile(
+    *,
+    model: str | None,
+    weights: str | None,
+    data: str | None,
+    model_args: Mapping[str, Any],
+    data_args: Mapping[str, Any],
+    shapes: Sequence[tuple[int, ...]],
+    space: str | None,
+    as_json: bool,
+) -> None:
+    """Profile a model and print its layers, their costs, and what is left alone and why."""
+    import torch
+
+    from autorank.config import make_config
+    from autorank.profile import profile
+    from autorank.search import task_of
+    from autorank.space import build_space, read_space
+    from autorank.tasks import load_model
+
+    if model is None:
+        raise ConfigError("no model given: name it with --model python:pkg.mod:factory")
+    if (data is None) == (not shapes):
+        raise ConfigError("give either --data, or --input with the shape of one example, such as --input 3x224x224")
+    if data is not None:
+        config = make_config(
+            {"model": model, "weights": weights, "data": data, "model_args": model_args, "data_args": data_args}
+        )
+        task = task_of(config)
+        net, inputs = task.model(), task.example_inputs
+    else:
+        net = load_model(model, weights, model_args)
+        inputs = tuple(torch.randn(1, *shape) for shape in shapes)
+    result = profile(net, inputs)
+    candidates = None
+    if space is not None:
+        built = build_space(read_space(space), result)
+        candidates = {layer.spec.name: len(layer.candidates) for layer in built.layers}
+    if as_json:
+        from dataclasses import asdict
+
+        print(json.dumps({**asdict(result), "candidates": candidates}, indent=1))
+    else:
+        _print_profile(result, candidates)
+
+
+def _print_profile(result: ModelProfile, candidates: Mapping[str, int] | None) -> None:
+    dense = result.dense
+    columns = [("layer", False), ("kind", False), ("weight", False), ("stride", False), ("output", False)]
+    columns += [("MACs", True), ("of all", True), ("params", True), ("of all", True)]
+    columns += [("candidates", True)] if candidates is not None else []
+    rows = []
+    for spec in result.layers:
+        row = [
+            spec.name,
+            spec.kind + (f" /{spec.groups}" if spec.groups > 1 else ""),
+            "×".join(map(str, spec.weight_shape)),
+            "×".join(map(str, spec.stride)),
+            ", ".join("×".join(map(str, call.output)) or "1" for call in spec.calls),
+            count(spec.macs),
+            f"{100 * spec.macs / max(dense.macs, 1):.1f} %",
+            count(spec.params),
+            f"{100 * spec.params / max(dense.params, 1):.1f} %",
+        ]
+        rows.append(row + ([str(candidates.get(spec.name, 0))] if candidates is not None else []))
+    _print(table(f"{len(rows)} layers that can be decomposed", columns, rows))
+    if result.left_alone:
+        rows = [[item.name, item.type, count(item.params), item.reason] for item in result.left_alone]
+        _print("", table("left alone", [("layer", False), ("type", False), ("params", True), ("why", False)], rows))
+    _print(
+        "",
+        f"the whole model: {count(dense.macs)} MACs, {count(dense.params)} parameters, {count(dense.bytes)}B "
+        "(for one example; normalisation layers not counted)",
+    )
+    if result.unsupported_ops:
+        names = ", ".join(f"{name} ×{times}" for name, times in result.unsupported_ops)
+        _print(f"not counted by fvcore: {names}")
+
+
+def print_front(result: SearchResult, how: str) -> None:
+    """Print the front of a sweep as a table, JSON or CSV."""
+    frame = result.front
+    if how == "json":
+        print(json.dumps(json.loads(frame.to_json(orient="records")), indent=1))
+    elif how == "csv":
+        print(frame.to_csv(index=False), end="")
+    else:
+        _print(*_front_tables(result))
+
+
+def _front_tables(result: SearchResult) -> list[object]:
+    header, dense = result.header, result.dense
+    if not result.points:
+        return [f"no point on the front yet ({len(result.records)} trials finished)"]
+    try:
+        recommended = result.recommended.record.number
+    except AutorankError:
+        recommended = -1
+    unit = " %" if header.metric == "accuracy" else ""
+    columns = [("", False), ("point", True), (f"validation {header.metric}{unit}", True), ("before tuning", True)]
+    columns += [("test", True), ("MACs kept", True), ("params kept", True), ("latency ms", True), ("formats", False)]
+    rows = [
+        [
+            "",
+            "dense",
+            f"{header.dense.score:.2f}",
+            "",
+            _number(dense.test_score if dense else None),
+            "1.000",
+            "1.000",
+            _latency(dense.latency_ms, dense.latency_spread_ms) if dense else "",
+            "",
+        ]
+    ]
+    for point, formats in zip(result.points, result.front["formats"], strict=True):
+        record = point.record
+        slower = f"  ({len(point.slower_layers)} layers slower than dense)" if point.slower_layers else ""
+        rows.append(
+            [
+                "→" if record.number == recommended else "",
+                str(record.number),
+                _number(record.score),
+                _number(record.score_before),
+                _number(point.test_score),
+                f"{record.kept['macs_kept']:.3f}",
+                f"{record.kept['params_kept']:.3f}",
+                _latency(point.latency_ms, point.latency_spread_ms),
+                f"{formats}{slower}",
+            ]
+        )
+    return [table(f"front of {header.sweep_id}: {len(result.records)} trials", columns, rows)]
+
+
+def print_result(result: SearchResult) -> None:
+    """Print the end of a sweep: why it ended, the front, the recommendation, and what to do next."""
+    failed = sum(record.status == "failed" for record in result.records)
+    pruned = sum(record.status == "pruned" for record in result.records)
+    extra = "".join(f", {n} {what}" for n, what in ((pruned, "stopped early"), (failed, "failed")) if n)
+    _print(f"{result.ended}: {len(result.records)} trials{extra}", "", *_front_tables(result), "")
+    if result.points:
+        advice = result.recommended
+        _print(f"recommended: point {advice.record.number}: {advice.reason}")
+        slower = next(p for p in result.points if p.record.number == advice.record.number).slower_layers
+        if slower:
+            _print(f"slower than their dense originals on this machine: {', '.join(slower)}")
+        _print(f"export it:   autorank export {result.directory}")
+    if result.ui_command:
+        _print(f"look at it:  {result.ui_command}")
+
+
+def print_spaces(name: str | None) -> None:
+    """Print the names of the shipped search spaces, or one of them."""
+    from autorank.spacefile import shipped, shipped_text
+
+    if name is None:
+        for item in shipped():
+            comment = shipped_text(item).split("\n", 1)[0]
+            print(f"{item:<20} {comment.lstrip('# ') if comment.startswith('#') else ''}".rstrip())
+    else:
+        print(shipped_text(name), end="")
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _latency(median: float | None, spread: float | None) -> str:
+    if median is None:
+        return ""
+    return f"{median:.3f} ± {spread or 0.0:.3f}"
