@@ -1,0 +1,1 @@
+"""Mathematics that the formats share: truncated factorisations, HOOI, whitening."""

@@ -1,0 +1,83 @@
+"""Truncated factorisations of batches of matrices, by the Gram matrix of the shorter side.
+
+The squared condition number costs half of the digits of float64 in the weakest directions, which leaves more than float32
+factors can hold, and the eigenproblem is as small as the shorter side: for a 512 × 4608 unfolding this is several times
+faster than a singular value decomposition.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def fix_signs(basis: Tensor) -> Tensor:
+    """Return `basis` (..., m, r) with each column's entry of largest magnitude made positive."""
+    index = basis.abs().argmax(dim=-2, keepdim=True)
+    sign = torch.sign(torch.gather(basis, -2, index))
+    return basis * torch.where(sign == 0, torch.ones_like(sign), sign)
+
+
+def _leading(gram: Tensor, rank: int) -> Tensor:
+    """Return the eigenvectors (..., m, rank) of the largest eigenvalues, largest first."""
+    # A scale of one keeps tiny and huge kernels away from the limits of the eigensolver.
+    scale = gram.abs().amax(dim=(-2, -1), keepdim=True)
+    _, vectors = torch.linalg.eigh(gram / torch.where(scale > 0, scale, torch.ones_like(scale)))
+    return fix_signs(vectors[..., -rank:].flip(-1))
+
+
+def leading_basis(matrix: Tensor, rank: int) -> Tensor:
+    """Return an orthonormal basis of the leading left singular subspace.
+
+    Parameters
+    ----------
+    matrix : Tensor, shape (..., m, n)
+    rank : int
+        At most m.
+
+    Returns
+    -------
+    Tensor, shape (..., m, rank)
+        Left singular vectors of the largest singular values, largest first, signs fixed.
+    """
+    m, n = matrix.shape[-2:]
+    if n < m and rank <= n:
+        right = _leading(matrix.mT @ matrix, rank)
+        basis, _ = torch.linalg.qr(matrix @ right)
+        return fix_signs(basis)
+    return _leading(matrix @ matrix.mT, rank)
+
+
+def truncated_product(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Return the best approximation of given rank as a product of two factors (Eckart and Young).
+
+    Parameters
+    ----------
+    matrix : Tensor, shape (..., m, n)
+    rank : int
+        At most min(m, n).
+
+    Returns
+    -------
+    left : Tensor, shape (..., m, rank)
+    right : Tensor, shape (..., rank, n)
+        One of them is orthonormal; `left @ right` is the approximation.
+    """
+    m, n = matrix.shape[-2:]
+    if m <= n:
+        left = _leading(matrix @ matrix.mT, rank)
+        return left, left.mT @ matrix
+    right = _leading(matrix.mT @ matrix, rank)
+    return matrix @ right, right.mT
+
+
+def balance(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """Give column r of `left` (..., m, r) and row r of `right` (..., r, n) the same norm; their product stays.
+
+    A component that is zero on one side is left as it is, so that training can still move it.
+    """
+    a = left.norm(dim=-2, keepdim=True)
+    b = right.norm(dim=-1, keepdim=True).mT
+    usable = (a > 0) & (b > 0)
+    factor = torch.where(usable, (b / torch.where(usable, a, torch.ones_like(a))).sqrt(), torch.ones_like(a))
+    return left * factor, right / factor.mT
