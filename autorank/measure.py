@@ -1,0 +1,331 @@
+"""What a model costs: MACs counted on a trace, parameters, bytes, measured time; the model itself is never changed."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from autorank import formats
+from autorank.errors import ModelError
+from autorank.opcounts import handles
+from autorank.types import CallSize, Choice, Cost, LayerSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+WARM_UP_RUNS = 3
+MIN_BLOCKS = 5
+"""A median of fewer timed blocks than this says little about the spread."""
+
+
+@dataclass(frozen=True)
+class Count:
+    """Cost of a model for one example.
+
+    Attributes
+    ----------
+    cost : Cost
+    unsupported : tuple of (operation, how often)
+        Operations whose MACs are not counted.
+    by_module : mapping
+        Module name → MACs of the module with everything inside it; a shared module has its first name.
+    """
+
+    cost: Cost
+    unsupported: tuple[tuple[str, int], ...]
+    by_module: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Median time of one run in milliseconds, interquartile range of the timed blocks, and the number of runs."""
+
+    median_ms: float
+    spread_ms: float
+    runs: int
+
+
+def model_copy(model: nn.Module) -> nn.Module:
+    """Return a deep copy; ModelError when the model cannot be copied."""
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:  # any object that the user hung on the model may refuse
+        raise ModelError(f"the model cannot be deep-copied: {describe(error)}") from None
+
+
+def describe(error: Exception) -> str:
+    """Return type and first line of a foreign error, short enough for a one-line message."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else "no message"
+    return f"{type(error).__name__}: {text[:200]}{'…' if len(text) > 200 else ''}"
+
+
+def sizes(inputs: tuple[Tensor, ...]) -> str:
+    """Return the shapes and types of the inputs in words, such as ``1×3×32×32 float32``."""
+    return ", ".join(f"{'×'.join(map(str, x.shape)) or 'scalar'} {str(x.dtype).removeprefix('torch.')}" for x in inputs)
+
+
+def batch_one(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Cut the first dimension of every input to one example.
+
+    Raises
+    ------
+    ModelError
+        There is no input, an input is not a tensor, or one holds no example.
+    """
+    if not isinstance(inputs, tuple) or not inputs:
+        raise ModelError("example inputs must be a tuple of tensors with at least one tensor")
+    for number, x in enumerate(inputs):
+        if not isinstance(x, Tensor):
+            raise ModelError(f"example input {number} must be a tensor, not {type(x).__name__}")
+        if x.ndim and not len(x):
+            raise ModelError(f"example input {number} has shape {tuple(x.shape)}: it holds no example")
+    return tuple(x[:1].detach() if x.ndim else x.detach() for x in inputs)
+
+
+@contextmanager
+def quiet_forward() -> Iterator[None]:
+    """Run forward passes without gradients, and leave PyTorch's random state as it was."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices), torch.no_grad():
+        yield
+
+
+def parameter_cost(model: nn.Module) -> tuple[int, int]:
+    """Return number and stored bytes of the parameters; a shared parameter counts once."""
+    parameters = [p for p in model.parameters() if not nn.parameter.is_lazy(p)]
+    return sum(p.numel() for p in parameters), sum(p.numel() * p.element_size() for p in parameters)
+
+
+def count(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Cost, tuple[tuple[str, int], ...]]:
+    """Count MACs, parameters and bytes of a model for one example.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any device and mode; it is not changed.
+    inputs : tuple of Tensor
+        Inputs of the forward pass, the batch as first dimension; only the first example is used.
+
+    Returns
+    -------
+    cost : Cost
+        MACs of convolutions, linear maps, matrix products and attention; normalisation is not counted.
+    unsupported : tuple of (str, int)
+        Operations that are not counted and how often each occurs.
+
+    Raises
+    ------
+    ModelError
+        The model cannot be copied or does not run on one example.
+    """
+    result = analyse(model, inputs)
+    return result.cost, result.unsupported
+
+
+def analyse(model: nn.Module, inputs: tuple[Tensor, ...]) -> Count:
+    """Count like `count`, with the MACs of every module."""
+    from fvcore.nn import FlopCountAnalysis
+
+    uncounted: Counter[str] = Counter()
+    cut = tuple(x.cpu() for x in batch_one(inputs))
+    wrapped = _TensorsOut(model_copy(model).cpu().eval())
+    analysis = FlopCountAnalysis(wrapped, cut).set_op_handle(**handles(uncounted))
+    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
+    fused = torch.backends.mha.get_fastpath_enabled()
+    # The fused attention of eval mode hides its products from the trace.
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with quiet_forward():
+            counted = analysis.by_module()
+    except Exception as error:  # the user's forward may raise anything
+        raise ModelError(
+            f"the model does not run on a batch of one example (inputs: {sizes(cut)}): {describe(error)}"
+        ) from None
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+    uncounted.update(analysis.unsupported_ops())
+    params, size = parameter_cost(wrapped)
+    prefix = "model."
+    return Count(
+        Cost(round(counted[""]), params, size),
+        tuple(sorted(uncounted.items())),
+        {"": round(counted[""])}
+        | {k.removeprefix(prefix): round(v) for k, v in counted.items() if k.startswith(prefix)},
+    )
+
+
+class _TensorsOut(nn.Module):
+    """A model whose output, whatever it is made of, is handed to the tracer as a tuple of tensors.
+
+    The outputs of all leaf modules are handed over as well: the tracer drops operations that lead to no output, but a
+    layer whose result goes unused costs what it costs.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self._kept: list[Tensor] = []
+        for module in model.modules():
+            if not any(True for _ in module.children()):
+                module.register_forward_hook(lambda _m, _args, output: self._kept.extend(_tensors(output)))
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Run the model and flatten what it returns."""
+        self._kept.clear()
+        found = (*_tensors(self.model(*inputs)), *self._kept)
+        return found or (torch.zeros(1),)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors(item)
+    elif is_dataclass(value):
+        for field in fields(value):
+            yield from _tensors(getattr(value, field.name))
+
+
+def time_module(
+    module: nn.Module,
+    inputs: tuple[Tensor, ...],
+    threads: int = 1,
+    min_run_time: float = 0.2,
+    device: str | torch.device = "cpu",
+) -> Timing:
+    """Measure how long one forward pass takes.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Timed as a copy in eval mode, under ``inference_mode``.
+    inputs : tuple of Tensor
+    threads : int
+        PyTorch threads during the measurement.
+    min_run_time : float
+        Seconds to measure for, at least.
+    device : str or torch.device
+        Where to run; work on a GPU is waited for.
+
+    Raises
+    ------
+    ModelError
+        The module cannot be copied or does not run on these inputs.
+    """
+    from torch.utils.benchmark import Timer
+
+    copied = model_copy(module).to(device).eval()
+    moved = tuple(x.detach().to(device) for x in inputs)
+    timer = Timer("module(*inputs)", globals={"module": copied, "inputs": moved}, num_threads=threads)
+    with quiet_forward(), torch.inference_mode():
+        try:
+            timer.timeit(WARM_UP_RUNS)
+        except Exception as error:  # the user's forward may raise anything
+            raise ModelError(f"the model does not run on inputs {sizes(moved)}: {describe(error)}") from None
+        measured = timer.blocked_autorange(min_run_time=min_run_time)
+        number = measured.number_per_run
+        times = list(measured.times)
+        while len(times) < MIN_BLOCKS:
+            times.extend(timer.timeit(number).times)
+    quarter = statistics.quantiles(times, n=4, method="inclusive")
+    return Timing(1e3 * statistics.median(times), 1e3 * (quarter[2] - quarter[0]), number * len(times))
+
+
+def time_layers(
+    pairs: Iterable[tuple[LayerSpec, Choice | None]],
+    threads: int = 1,
+    device: str | torch.device = "cpu",
+    batch: int = 1,
+    min_run_time: float = 0.2,
+) -> dict[tuple[str, Choice | None], float]:
+    """Measure layers alone, dense or decomposed, on random inputs of their real size.
+
+    Parameters
+    ----------
+    pairs : iterable of (LayerSpec, Choice or None)
+        None times the dense layer. Equal shapes with equal choices are measured once within one call, so hand over all
+        pairs together; a generator is read as the measurements go on.
+    threads : int
+    device : str or torch.device
+    batch : int
+        Number of examples; a layer that sees several rows per example gets as many times more.
+    min_run_time : float
+        Seconds per measurement.
+
+    Returns
+    -------
+    dict
+        (layer name, choice) → milliseconds for all calls of the layer in one forward pass.
+
+    Raises
+    ------
+    ModelError
+        A spec has no calls: it was read off a module without a forward run.
+    """
+    known: dict[tuple[LayerSpec, Choice | None], float] = {}
+    table: dict[tuple[str, Choice | None], float] = {}
+    for spec, choice in pairs:
+        if not spec.calls:
+            raise ModelError(f"layer {spec.name!r} cannot be timed: its input size is not known without a forward run")
+        total = 0.0
+        for call, times in Counter(spec.calls).items():
+            key = (replace(spec, name="", calls=(call,)), choice)
+            if key not in known:
+                known[key] = _time_layer(spec, call, choice, threads, device, batch, min_run_time)
+            total += times * known[key]
+        table[spec.name, choice] = total
+    return table
+
+
+def _time_layer(
+    spec: LayerSpec,
+    call: CallSize,
+    choice: Choice | None,
+    threads: int,
+    device: str | torch.device,
+    batch: int,
+    min_run_time: float,
+) -> float:
+    rows = batch * call.batch
+    size = (rows, *call.input, spec.in_channels) if spec.kind == "linear" else (rows, spec.in_channels, *call.input)
+    with quiet_forward():
+        torch.manual_seed(0)
+        if choice is None:
+            layer = dense_layer(spec)
+        else:
+            layer = formats.get(choice.format).layer(spec, choice.rank, choice.options)
+        x = torch.randn(size)
+    return time_module(layer, (x,), threads, min_run_time, device).median_ms
+
+
+def dense_layer(spec: LayerSpec) -> nn.Module:
+    """Build the dense layer that `spec` describes, freshly initialised; ModelError for a transposed convolution."""
+    if spec.kind == "linear":
+        return nn.Linear(spec.in_channels, spec.out_channels, spec.bias)
+    classes: dict[str, type[nn.Module]] = {"conv1d": nn.Conv1d, "conv2d": nn.Conv2d, "conv3d": nn.Conv3d}
+    if spec.kind not in classes:
+        raise ModelError(f"layer {spec.name!r}: a {spec.kind} layer cannot be built from its description")
+    return classes[spec.kind](
+        spec.in_channels,
+        spec.out_channels,
+        spec.kernel,
+        stride=spec.stride,
+        padding=spec.padding,
+        padding_mode=spec.padding_mode,
+        dilation=spec.dilation,
+        groups=spec.groups,
+        bias=spec.bias,
+    )
