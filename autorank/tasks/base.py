@@ -1,0 +1,248 @@
+"""A task: a trained model, its data, its loss, and the metric by which copies of it are judged."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from autorank.errors import ConfigError, DataError, ModelError
+from autorank.tasks.batch import Batch, Device, Unpack, map_tensors
+from autorank.tasks.factories import describe, extend_path
+from autorank.tasks.feeds import Feed, first_inputs
+from autorank.tasks.loaders import as_feed
+from autorank.tasks.models import ModelLike, ModelSource, as_source
+from autorank.tasks.weights import hash_weights
+from autorank.types import Direction
+
+DEFAULT_VALIDATION = 0.1
+
+
+class Task:
+    """What a sweep needs to know of the user's problem. Use `ClassificationTask` or `CustomTask`.
+
+    The test split is read by ``batches("test")`` and nowhere else.
+
+    Parameters
+    ----------
+    model : Module, or function that returns one
+        Copied; never changed.
+    train : Dataset, DataLoader, or tuple of Tensor
+        Items or batches are ``(x1, ..., target)``; tensors are ``(x1, ..., targets)``.
+    validation : Dataset, DataLoader, tuple of Tensor, int, float or None
+        A number or fraction is split off the training data, stratified by class where the labels are known; None is
+        a tenth. When the training set augments its items, give a validation set of its own.
+    test : Dataset, DataLoader, tuple of Tensor or None
+    example_inputs : Tensor or tuple of Tensor, optional
+        Inputs that the model runs on; taken from the data when not given.
+    unpack : callable, optional
+        ``unpack(batch) -> (inputs, targets)`` for batches of another form.
+    seed : int
+        Of the validation split.
+    workers : int
+        Processes that fetch items of a Dataset.
+    name : str
+        A short name for tables.
+    """
+
+    name: str = "task"
+    metric_name: str = "score"
+    direction: Direction = "max"
+
+    def __init__(
+        self,
+        model: ModelLike,
+        train: Any,
+        validation: Any = None,
+        test: Any = None,
+        *,
+        example_inputs: Tensor | tuple[Tensor, ...] | None = None,
+        unpack: Unpack | None = None,
+        seed: int = 0,
+        workers: int = 0,
+        name: str | None = None,
+    ) -> None:
+        if type(seed) is not int or seed < 0:
+            raise ConfigError(f"seed must be a whole number from 0, not {seed!r}")
+        self.name = name or self.name
+        self._paths: tuple[str, ...] = ()
+        self._source: ModelSource = as_source(model)
+        whole = as_feed(train, "train", unpack, workers)
+        if validation is None or isinstance(validation, int | float):
+            size = DEFAULT_VALIDATION if validation is None else validation
+            training, held_out = whole.split(size, seed)
+        else:
+            training, held_out = whole, as_feed(validation, "validation", unpack, workers)
+        self._feeds: dict[str, Feed] = {"train": training, "validation": held_out}
+        if test is not None:
+            self._feeds["test"] = as_feed(test, "test", unpack, workers)
+        self._given_inputs = example_inputs is not None
+        self.example_inputs = self._example(example_inputs)
+        self._fingerprint: dict[str, Any] | None = None
+        self._check()
+
+    def model(self) -> nn.Module:
+        """Return a fresh copy of the trained model: eval mode, CPU, the caller's own."""
+        return copy.deepcopy(self._source.template())
+
+    def loss(self, outputs: Any, targets: Any) -> Tensor:
+        """Return the scalar that training makes small."""
+        raise NotImplementedError
+
+    def metric(self, outputs: Any, targets: Any) -> Tensor:
+        """Return the score of a batch, averaged over its examples."""
+        raise NotImplementedError
+
+    def distill(self, outputs: Any, teacher: Any, temperature: float) -> Tensor:
+        """Return how far `outputs` are from those of the dense model, as a scalar."""
+        raise NotImplementedError
+
+    def train_batches(self, steps: int, batch_size: int, seed: int, device: Device = "cpu") -> Iterator[Batch]:
+        """Yield `steps` training batches that depend on `seed` alone; fewer steps give the same first ones.
+
+        Parameters
+        ----------
+        steps, batch_size : int
+            A DataLoader of the user's keeps its own batch size.
+        seed : int
+        device : device
+            Where the batches are put, and images are augmented and normalised.
+        """
+        feed, where = self._feeds["train"], self._first_device("train", device)
+        return self._checked("train", feed.train_batches(steps, batch_size, seed, where), device)
+
+    def calibration_batches(self, examples: int, batch_size: int = 128, device: Device = "cpu") -> Iterator[Batch]:
+        """Yield `examples` training examples, always the same ones, without augmentation."""
+        feed, where = self._feeds["train"], self._first_device("train", device)
+        return self._checked("train", feed.calibration_batches(examples, batch_size, where), device)
+
+    def batches(
+        self, split: str, batch_size: int = 256, device: Device = "cpu", limit: int | None = None
+    ) -> Iterator[Batch]:
+        """Yield the examples of a split (or the first `limit`) in a fixed order.
+
+        Parameters
+        ----------
+        split : {"validation", "test", "train"}
+        batch_size : int
+        device : device
+        limit : int, optional
+
+        Raises
+        ------
+        DataError
+            If the task has no such split.
+        """
+        if split not in self._feeds:
+            raise DataError(f"task {self.name} has no {split} split; it has {', '.join(self._feeds)}")
+        feed, where = self._feeds[split], self._first_device(split, device)
+        return self._checked(split, feed.batches(batch_size, where, limit), device)
+
+    def size(self, split: str) -> int:
+        """Return the number of examples of a split; 0 when there is none."""
+        return len(self._feeds[split]) if split in self._feeds else 0
+
+    @property
+    def fingerprint(self) -> Mapping[str, Any]:
+        """What identifies weights and data: sizes and hashes, as JSON values."""
+        if self._fingerprint is None:
+            self._fingerprint = {
+                "task": self.name,
+                "model": hash_weights(self._source.template()),
+                **{split: feed.fingerprint() for split, feed in self._feeds.items()},
+            }
+        return self._fingerprint
+
+    def with_model(self, model: ModelLike) -> Self:
+        """Return this task with another model; data, loss and metric stay."""
+        other = copy.copy(self)
+        other._source = as_source(model)
+        other._fingerprint = None
+        if not self._given_inputs:
+            other.example_inputs = other._example(None)
+        other._check()
+        return other
+
+    def run_example(self) -> Any:
+        """Run the model on the example inputs and return its outputs.
+
+        Raises
+        ------
+        ModelError
+            If it does not run; the message names the shapes.
+        """
+        shapes = ", ".join(f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}" for x in self.example_inputs)
+        try:
+            with torch.inference_mode():
+                return self.model()(*self.example_inputs)
+        except Exception as error:
+            raise ModelError(f"the model does not run on its example inputs [{shapes}]: {describe(error)}") from error
+
+    def _check(self) -> None:
+        """Run the model once, so that what does not fit is said before anything else is done."""
+        self.run_example()
+
+    def _check_targets(self, targets: Any, split: str) -> None:
+        """Raise DataError for targets that the loss cannot take."""
+
+    def _first_device(self, split: str, device: Device) -> Device:
+        # Unknown labels are looked at on the CPU first: on an accelerator a wrong one aborts the process.
+        return "cpu" if self._feeds[split].labels is None else device
+
+    def _checked(self, split: str, batches: Iterator[Batch], device: Device) -> Iterator[Batch]:
+        known = self._feeds[split].labels is not None
+        for batch in batches:
+            if not known:
+                self._check_targets(batch.targets, split)
+            yield batch.to(device)
+
+    def _example(self, given: Tensor | tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
+        if given is None:
+            return first_inputs(self._feeds["train"])
+        inputs = (given,) if isinstance(given, Tensor) else tuple(given)
+        if not inputs or not all(isinstance(x, Tensor) for x in inputs):
+            raise ModelError("example_inputs must be a tensor or a tuple of tensors")
+        return tuple(map_tensors(x, lambda t: t.detach().cpu().clone()) for x in inputs)
+
+    def __copy__(self) -> Self:
+        other = type(self).__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        return other
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        other = type(self).__new__(type(self))
+        other.__dict__.update({key: copy.deepcopy(value, memo) for key, value in self.__dict__.items()})
+        return other
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The state is pickled inside the pickle: a worker must put the user's directories on its path before it can
+        # import the classes that the state refers to.
+        import cloudpickle  # type: ignore[import-untyped]
+
+        return _restore, (self._paths, cloudpickle.dumps((type(self), self.__dict__)))
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{split}: {len(feed)}" for split, feed in self._feeds.items())
+        return f"{type(self).__name__}({self.name}, {self.metric_name} {self.direction}; {sizes})"
+
+
+def _restore(paths: tuple[str, ...], payload: bytes) -> Task:
+    for path in paths:
+        extend_path(path)
+    kind, state = pickle.loads(payload)  # bytes of the very pickle that this call is part of
+    task: Task = kind.__new__(kind)
+    task.__dict__.update(state)
+    return task
+
+
+def check_path(path: str | Path) -> Path:
+    """Return `path` with ``~`` expanded; DataError when nothing is there."""
+    found = Path(path).expanduser()
+    if not found.exists():
+        raise DataError(f"{found} does not exist")
+    return found

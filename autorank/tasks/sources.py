@@ -1,0 +1,106 @@
+"""Data by name: which source reads it, and which splits it has.
+
+========================  ==================================================================================
+name                      reads
+========================  ==================================================================================
+``digits``                scikit-learn's embedded digits
+``hf:name``               the Hugging Face hub, a directory written by ``save_to_disk``, or a local data set
+``parquet:path``          parquet files in the Hugging Face layout (image bytes and a label)
+``imagefolder:path``      a directory per class
+``python:module:name``    a function that returns ``{"train": ..., "test": ...}`` or a Task
+========================  ==================================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from autorank.errors import ConfigError, DataError
+from autorank.tasks.base import Task
+from autorank.tasks.classification import ClassificationTask
+from autorank.tasks.custom import CustomTask
+from autorank.tasks.digits import WHITE, Digits
+from autorank.tasks.factories import call, resolve
+from autorank.tasks.images import ImageFeed
+from autorank.tasks.memory import ImageArrays
+from autorank.tasks.models import NamedModel
+from autorank.tasks.options import PIPELINE_KEYS, ImageOptions, check_keys
+
+SPLITS = ("train", "validation", "test")
+TASK_KEYS = ("loss", "metric", "metric_name", "direction", "distill", "unpack", "example_inputs", "workers")
+
+
+@dataclass(frozen=True)
+class OpenedData:
+    """The splits of a source, and what else it says about the task."""
+
+    name: str
+    splits: Mapping[str, Any] = field(default_factory=dict)
+    extras: Mapping[str, Any] = field(default_factory=dict)
+    whole: Task | None = None
+
+    def task(self, model: NamedModel, validation: int | float, seed: int) -> Task:
+        """Return the task of this data with `model`."""
+        if self.whole is not None:
+            return self.whole.with_model(model)
+        kind: Any = CustomTask if "loss" in self.extras else ClassificationTask
+        return kind(
+            model,
+            self.splits["train"],
+            self.splits.get("validation", validation),
+            self.splits.get("test"),
+            seed=seed,
+            name=self.name,
+            **self.extras,
+        )
+
+
+def open_data(name: str, args: dict[str, Any], cache_dir: Path | None) -> OpenedData:
+    """Open the data source called `name`.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such kind of source, or an option is wrong.
+    DataError
+        If the data cannot be read.
+    """
+    scheme, colon, rest = name.partition(":")
+    if name == "digits":
+        return _digits(args, cache_dir)
+    if colon and rest and scheme in SOURCES:
+        return SOURCES[scheme](rest, args, cache_dir)
+    raise ConfigError(
+        f"data {name!r} must be digits, hf:name, parquet:path, imagefolder:path or python:package.module:function"
+    )
+
+
+def _digits(args: dict[str, Any], cache_dir: Path | None) -> OpenedData:
+    check_keys(args, PIPELINE_KEYS, "digits")
+    pipeline = ImageOptions.read(args).pipeline(1, WHITE)
+    splits = {split: ImageFeed(ImageArrays(Digits(split), cache_dir), pipeline) for split in ("train", "test")}
+    return OpenedData("digits", splits)
+
+
+def _python(rest: str, args: dict[str, Any], cache_dir: Path | None) -> OpenedData:
+    name = f"python:{rest}"
+    made = call(name, resolve(rest, DataError), args, DataError)
+    if isinstance(made, Task):
+        return OpenedData(made.name, whole=made)
+    if not isinstance(made, Mapping) or "train" not in made:
+        what = (
+            f"a mapping with {', '.join(map(repr, made))}" if isinstance(made, Mapping) else f"a {type(made).__name__}"
+        )
+        raise DataError(f'{name} must return {{"train": ..., "test": ...}} or a Task, not {what}')
+    unknown = [key for key in made if key not in SPLITS + TASK_KEYS]
+    if unknown:
+        raise DataError(f"{name} returned an unknown key {unknown[0]!r}; allowed: {', '.join(SPLITS + TASK_KEYS)}")
+    splits = {key: made[key] for key in SPLITS if made.get(key) is not None}
+    return OpenedData(rest.rpartition(":")[2], splits, {key: made[key] for key in TASK_KEYS if key in made})
+
+
+Source = Callable[[str, dict[str, Any], Path | None], OpenedData]
+SOURCES: dict[str, Source] = {"python": _python}
