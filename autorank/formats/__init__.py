@@ -9,6 +9,8 @@ from __future__ import annotations
 from autorank.errors import FormatError
 from autorank.formats.base import Factors, Format, Options
 from autorank.formats.channel_svd import ChannelSVD
+from autorank.formats.spatial_svd import SpatialSVD
+from autorank.formats.tucker2 import Tucker2
 
 __all__ = ["Factors", "Format", "Options", "get", "names", "register"]
 
@@ -42,5 +44,5 @@ def names() -> tuple[str, ...]:
     return tuple(_FORMATS)
 
 
-for _format in (ChannelSVD(),):
+for _format in (ChannelSVD(), SpatialSVD(), Tucker2()):
     register(_format)

@@ -28,8 +28,8 @@ class Format(ABC):
     """One way to write a layer's weight with fewer numbers.
 
     A format is stateless: every method is a function of its arguments. Ranks are per group. Options that all formats
-    know: ``whiten`` (``"none"`` or ``"input"``: minimise the error of the output under the layer's input covariance) and
-    ``shrink`` (0 to 1, the share of white noise mixed into that covariance).
+    know: ``whiten`` (``"none"`` or ``"input"``: minimise the error of the output under the layer's input covariance)
+    and ``shrink`` (0 to 1, the share of white noise mixed into that covariance).
 
     Attributes
     ----------

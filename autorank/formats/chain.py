@@ -72,7 +72,7 @@ class ChainFormat(Format):
     def factor_shapes(
         self, spec: LayerSpec, rank: tuple[int, ...], options: Options = ()
     ) -> dict[str, tuple[int, ...]]:
-        """Return the shape (groups, out, in, K1, ..., Kd) of every factor, with 1 on the axes its step does not cover."""
+        """Return the shape (groups, out, in, K1, ..., Kd) of every factor; 1 on the axes its step does not cover."""
         self.check(spec, rank, options)
         return self._shapes(spec, rank, options)
 
@@ -107,8 +107,8 @@ class ChainFormat(Format):
                 module = _module(spec, step, bias=spec.bias and last).to_empty(device=like.device).to(like.dtype)
                 weight: Tensor = module.weight  # type: ignore[assignment]
                 if factors is None:
-                    # A weight variance of 1/fan_in keeps the variance; PyTorch's default for a dense layer is a third of
-                    # that, which the last step takes.
+                    # A weight variance of 1/fan_in keeps the variance; PyTorch's default for a dense layer is a third
+                    # of that, which the last step takes.
                     fan_in = weight[0].numel()
                     bound = math.sqrt((1 if last else 3) / fan_in)
                     nn.init.uniform_(weight, -bound, bound)

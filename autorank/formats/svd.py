@@ -13,7 +13,7 @@ from autorank.types import LayerSpec
 
 
 class TwoStepSVD(ChainFormat):
-    """W as a (T · other axes) × (S · first axes) matrix of rank R: one convolution over the first axes, one over the others.
+    """W as a (T · other axes) × (S · first axes) matrix of rank R: two convolutions, over the first and the other axes.
 
     Parameters R·(S·K_first + T·K_other) per group. The factors are ``first`` (groups, R, S/groups, kernel on the first
     axes) and ``second`` (groups, T/groups, R, kernel on the others); component r has the same norm in both.

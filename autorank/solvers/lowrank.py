@@ -1,8 +1,7 @@
 """Truncated factorisations of batches of matrices, by the Gram matrix of the shorter side.
 
-The squared condition number costs half of the digits of float64 in the weakest directions, which leaves more than float32
-factors can hold, and the eigenproblem is as small as the shorter side: for a 512 × 4608 unfolding this is several times
-faster than a singular value decomposition.
+The squared condition number costs half of the digits of float64 in the weakest directions, which leaves more than
+float32 factors can hold, and the eigenproblem is as small as the shorter side of the matrix.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Input covariances of layers: collected by a forward run, reduced to the axes a format needs, and turned into roots.
 
 With Σ = E[x xᵀ] over the input patches of a layer, the mean squared error of its output is tr(Δ Σ Δᵀ) for a weight
-error Δ (T × S·K). Decomposing W·L with L Lᵀ = Σ instead of W, and undoing L on the factor that carries the input, therefore
-minimises the error of the output; for a matrix factorisation that is the closed-form optimum.
+error Δ (T × S·K). Decomposing W·L with L Lᵀ = Σ instead of W, and undoing L on the factor that carries the input,
+therefore minimises the error of the output; for a matrix factorisation that is the closed-form optimum.
 """
 
 from __future__ import annotations
