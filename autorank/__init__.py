@@ -1,1 +1,68 @@
-"""autorank: smaller and faster copies of a trained PyTorch network, found by search."""
+"""autorank: smaller and faster copies of a trained PyTorch network, found by search.
+
+The public names::
+
+    task = autorank.ClassificationTask(model, train=..., test=...)
+    result = autorank.search(task, trials=40)
+    result.front                       # a DataFrame
+    result.best(max_drop=1.0)          # one point of it
+    result.export("out/")              # safetensors, .pt2, ONNX, each checked
+    autorank.compress(model, plan)     # apply a plan to a model of your own
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from autorank.errors import AutorankError
+from autorank.types import Choice, Plan
+
+if TYPE_CHECKING:
+    from autorank.compression import compress
+    from autorank.export import load
+    from autorank.profile import profile
+    from autorank.search import SearchResult, open_sweep, resume, search
+    from autorank.tasks import ClassificationTask, CustomTask, Task, load_task
+
+# Public name → module that defines it; imported on first use, so that `import autorank` stays quick.
+_LAZY = {
+    "ClassificationTask": "autorank.tasks",
+    "CustomTask": "autorank.tasks",
+    "SearchResult": "autorank.search",
+    "Task": "autorank.tasks",
+    "compress": "autorank.compression",
+    "load": "autorank.export",
+    "load_task": "autorank.tasks",
+    "open_sweep": "autorank.search",
+    "profile": "autorank.profile",
+    "resume": "autorank.search",
+    "search": "autorank.search",
+}
+
+__all__ = [
+    "AutorankError",
+    "Choice",
+    "ClassificationTask",
+    "CustomTask",
+    "Plan",
+    "SearchResult",
+    "Task",
+    "compress",
+    "load",
+    "load_task",
+    "open_sweep",
+    "profile",
+    "resume",
+    "search",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used."""
+    if name not in _LAZY:
+        raise AttributeError(f"module 'autorank' has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value

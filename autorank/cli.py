@@ -73,7 +73,9 @@ def search(
     max_time: MaxTime = None,
     objectives: Annotated[
         str | None,
-        typer.Option(help="Two or three of: accuracy (the score), macs, params, bytes, latency. Default accuracy,macs."),
+        typer.Option(
+            help="Two or three of accuracy (the score), macs, params, bytes, latency (default accuracy,macs)."
+        ),
     ] = None,
     constraint: Annotated[
         list[str] | None, typer.Option(help='Bound on every point, such as "macs_kept<=0.5"; may be repeated.')
@@ -243,6 +245,17 @@ def spaces(name: Annotated[str | None, typer.Argument(help="Print this space's f
 
 
 @app.command()
+def demo(
+    directory: Annotated[Path, typer.Option(help="Where to keep weights and sweep.")] = Path("sweeps/demo"),
+    trials: Annotated[int, typer.Option(min=1, help="How many plans to try.")] = 40,
+) -> None:
+    """Train a small network on scikit-learn's digits, search on it, print the front, export the best model."""
+    from autorank.demo import run
+
+    run(directory, trials)
+
+
+@app.command()
 def version() -> None:
     """Print the versions of autorank and of what it stands on."""
     from autorank.trial import versions
@@ -295,7 +308,9 @@ def _number(text: str | None, flag: str) -> int | float | None:
     try:
         return int(text) if text.strip().lstrip("+-").isdigit() else float(text)
     except ValueError:
-        raise ConfigError(f"{flag} {text!r} is not a number; give a fraction such as 0.1 or a count such as 500") from None
+        raise ConfigError(
+            f"{flag} {text!r} is not a number; give a fraction such as 0.1 or a count such as 500"
+        ) from None
 
 
 def _shape(text: str) -> tuple[int, ...]:

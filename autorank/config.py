@@ -47,8 +47,8 @@ class RecoveryConfig(_Section):
 class PruningConfig(_Section):
     """Early stopping of hopeless trials before the fine-tune.
 
-    `patience` is how many earlier trials must be better at the same cheap fidelity and no costlier (0: never stop early), `margin` by how
-    much, in units of the score.
+    `patience` is how many earlier trials must be better at the same cheap fidelity and no costlier (0: never stop
+    early), `margin` by how much, in units of the score.
     """
 
     patience: int = Field(3, ge=0)

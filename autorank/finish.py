@@ -81,8 +81,4 @@ def _slower_layers(record: TrialRecord, context: TrialContext, threads: int, bat
     named = [layer for layer in record.layers if layer.name in specs]
     pairs = [(specs[layer.name], choice) for layer in named for choice in (None, layer.choice)]
     times = measure.time_layers(pairs, threads, context.device, batch)
-    return tuple(
-        layer.name
-        for layer in named
-        if times[layer.name, layer.choice] > SLOWER_BY * times[layer.name, None]
-    )
+    return tuple(layer.name for layer in named if times[layer.name, layer.choice] > SLOWER_BY * times[layer.name, None])

@@ -172,6 +172,8 @@ class Journal:
         contents = read(self.directory)
         if contents.damaged:
             os.truncate(self.path, contents.good_bytes)
+        elif self._file is not None and not self.path.read_bytes().endswith(b"\n"):
+            self._file.write(b"\n")  # only the newline of the last entry was lost
         return contents
 
     def write_header(self, header: SweepHeader) -> None:

@@ -186,5 +186,3 @@ def default_workers(device: str, threads: int, lookahead: int) -> int:
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(cores // threads, lookahead))
-
-

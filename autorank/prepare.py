@@ -245,9 +245,7 @@ def _latencies(
         pairs.extend((layer.spec, candidate.choice) for candidate in layer.candidates)
     if path.is_file():
         saved = json.loads(path.read_text())
-        table = {
-            (name, Choice.from_json(choice) if choice else None): ms for name, choice, ms in saved["layers"]
-        }
+        table = {(name, Choice.from_json(choice) if choice else None): ms for name, choice, ms in saved["layers"]}
         if all((spec.name, choice) in table for spec, choice in pairs):  # type: ignore[attr-defined]
             return table, saved["dense_ms"]
     what = "layer latencies"

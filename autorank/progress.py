@@ -1,4 +1,4 @@
-"""What a person sees while a sweep runs: one bar, the best points so far, the time left; plain lines without a terminal."""
+"""What a person sees while a sweep runs: a bar, the best points so far, the time left; plain lines in a log."""
 
 from __future__ import annotations
 

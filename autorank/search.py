@@ -11,18 +11,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autorank import strategies
 from autorank.config import SweepConfig, make_config, merged
-from autorank.errors import ConfigError, EmptyFrontError, SweepError
-from autorank.finish import measure_front
+from autorank.driver import Driver
+from autorank.errors import ConfigError, SweepError
 from autorank.front import Recommendation, front_of, recommend, select
 from autorank.journal import FILE_NAME, Journal, read
-from autorank.prepare import Prepared, prepare
+from autorank.prepare import prepare
 from autorank.progress import Reporter, Silent, open_reporter
-from autorank.schedule import Schedule
-from autorank.stopping import StopSignal, interrupts
 from autorank.tasks import Task, load_task
-from autorank.trial import TrialRunner, job_of, weights_file
+from autorank.trial import TrialRunner, job_of
 from autorank.types import DenseFigures, FrontPoint, SweepHeader, TrialRecord
 
 if TYPE_CHECKING:
@@ -225,7 +222,8 @@ def resume(
         Needed when the sweep was started from Python with a task of its own.
     progress : bool
     **settings
-        ``trials``, ``max_time``, ``workers``, ``executor``, ``tracking_uri``, … may be given anew; what shapes the results may not.
+        ``trials``, ``max_time``, ``workers``, ``executor``, ``tracking_uri``, … may be given anew; what shapes the
+        results may not.
     """
     directory = Path(directory)
     header = read(directory).header
@@ -303,158 +301,14 @@ def _run(
         given = task
         task = task or task_of(config)
         journal = stack.enter_context(Journal(directory))
-        driver = _Driver(task, config, directory, reporter, journal, header)
-        result = driver.run()
-        return replace(result, _task=given)
-
-
-class _Driver:
-    """Runs one sweep in this process; the only writer of its journal and of MLflow."""
-
-    def __init__(
-        self,
-        task: Task,
-        config: SweepConfig,
-        directory: Path,
-        reporter: Reporter,
-        journal: Journal,
-        header: SweepHeader | None,
-    ) -> None:
-        self.task, self.config, self.directory = task, config, directory
-        self.reporter, self.journal = reporter, journal
-        self.before = journal.contents() if header is not None else None
-        self.records: dict[int, TrialRecord] = {r.number: r for r in (self.before.records if self.before else ())}
-        self.stop = StopSignal(config.max_time)
-        self.dense: DenseFigures | None = None
-
-    def run(self) -> SearchResult:
-        """Prepare, search, measure the front."""
-        config = self.config
-        with interrupts(self.stop, self.reporter.say):
-            prepared = prepare(
-                self.task, config, self.directory, self.reporter, self.before.header if self.before else None
-            )
-            self.header = prepared.header
-            schedule = self._schedule(prepared)
-            if self.before is None:
-                self.journal.write_header(prepared.header)
-            self.tracker = self._tracker(prepared.header)
-            try:
-                ended = self._search(prepared, schedule)
-                points = self._finish(prepared)
-                self.journal.write_end(ended)
-            finally:
-                if self.tracker is not None:
-                    self.tracker.close()
+        outcome = Driver(task, config, directory, reporter, journal, header).run()
         return SearchResult(
-            self.directory,
-            self.header,
-            tuple(self.records.values()),
-            points,
-            ended,
-            self.dense,
-            self.tracker.ui_command if self.tracker is not None else "",
+            directory,
+            outcome.header,
+            outcome.records,
+            outcome.points,
+            outcome.ended,
+            outcome.dense,
+            outcome.ui_command,
+            _task=given,
         )
-
-    def _schedule(self, prepared: Prepared) -> Schedule:
-        config, header = self.config, prepared.header
-        strategy = strategies.make(
-            config.strategy.name,
-            prepared.space,
-            header.objectives,
-            header.constraints,
-            config.seed,
-            config.strategy.options,
-        )
-        return Schedule(
-            strategy,
-            trials=config.trials,
-            fidelity=prepared.context.full_fidelity,
-            known=self.records.values(),
-            lookahead=config.lookahead,
-            objectives=header.objectives,
-            gate_patience=config.pruning.patience,
-            gate_margin=config.pruning.margin,
-        )
-
-    def _tracker(self, header: SweepHeader) -> Any:
-        if not self.config.tracking or self.config.executor == "inline":
-            return None
-        from autorank.tracking import Tracker
-
-        tracker = Tracker(self.config.tracking_uri, self.directory, self.config.experiment)
-        tracker.start(header)
-        if self.records:
-            tracker.catch_up(header, tuple(self.records.values()), ())
-        return tracker
-
-    def _search(self, prepared: Prepared, schedule: Schedule) -> str:
-        config = self.config
-        self.reporter.trials(len(self.records), config.trials, None, self._front())
-        if config.executor == "inline":
-            from autorank import inline
-
-            inline.run(schedule, prepared.context, self._on_record, self.stop)
-        else:
-            from autorank import orchestrate
-
-            workers = config.workers or orchestrate.default_workers(
-                prepared.context.device, config.threads, config.lookahead
-            )
-            orchestrate.run(schedule, prepared.context, self._on_record, self.stop, workers=workers)
-        if self.stop.reason:
-            return self.stop.reason
-        return "the whole search space was tried" if schedule.exhausted else f"all {config.trials} trials done"
-
-    def _on_record(self, record: TrialRecord) -> None:
-        self.journal.write_trial(record)
-        self.records[record.number] = record
-        if self.tracker is not None:
-            self.tracker.log(record)
-        front = self._front()
-        self._drop_dominated(record, front)
-        self.reporter.trials(len(self.records), self.config.trials, record, front)
-
-    def _front(self) -> tuple[TrialRecord, ...]:
-        return front_of(self.records.values(), self.header.objectives, self.header.constraints)
-
-    def _drop_dominated(self, fresh: TrialRecord, front: Sequence[TrialRecord]) -> None:
-        """Delete the weights of models that no one will pick; a plan's weights can always be made again."""
-        on_front = {weights_file(self.directory, record).name for record in front}
-        for path in (self.directory / "models").glob("*.safetensors"):
-            if path.name not in on_front and path.name in self._finished_files():
-                path.unlink(missing_ok=True)
-
-    def _finished_files(self) -> set[str]:
-        return {weights_file(self.directory, record).name for record in self.records.values()}
-
-    def _finish(self, prepared: Prepared) -> tuple[FrontPoint, ...]:
-        """Measure the front, unless a person asked to stop now."""
-        front = self._front()
-        if not front:
-            if self.stop.interrupted:
-                return ()
-            raise EmptyFrontError(self._why_empty())
-        points, dense = measure_front(
-            front,
-            prepared.context,
-            self.reporter,
-            batch=self.config.latency.batch,
-            threads=self.config.latency.threads,
-        )
-        self.dense = dense
-        self.journal.write_front(points, dense)
-        if self.tracker is not None:
-            self.tracker.finish(points, [])
-        return points
-
-    def _why_empty(self) -> str:
-        failed = [record for record in self.records.values() if record.status == "failed"]
-        if failed and len(failed) == len(self.records):
-            return f"all {len(failed)} trials failed; the last one: {failed[-1].reason}"
-        bounds = ", ".join(map(str, self.header.constraints))
-        return (
-            f"none of the {len(self.records)} trials meets {bounds or 'the front'}; "
-            f"run more with `autorank resume {self.directory} --trials {2 * self.config.trials}`, or loosen the constraint"
-        )
-

@@ -355,4 +355,3 @@ def _place(error: BaseException) -> str:
     if trace is None:
         return "the trial"
     return f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}"
-

@@ -1,0 +1,86 @@
+"""Applying a plan to a model of the user's own, in one call."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from autorank import plan as plans
+from autorank.errors import PlanError
+from autorank.profile import profile
+from autorank.solvers import whitening
+from autorank.types import Plan
+
+
+def compress(
+    model: nn.Module,
+    plan: Plan | Mapping[str, Any] | str | Path,
+    *,
+    calibration: Iterable[torch.Tensor | tuple[torch.Tensor, ...]] | None = None,
+) -> nn.Module:
+    """Return a copy of the model in which the plan's layers are decomposed; the model itself is not changed.
+
+    The factors are fitted to the model's weights. There is no fine-tune: `autorank.search` does that.
+
+    Parameters
+    ----------
+    model : nn.Module
+    plan : Plan, mapping or path
+        A plan, its JSON form, or a ``plan.json``.
+    calibration : iterable of Tensor or tuple of Tensor, optional
+        Batches of model inputs; needed when a layer of the plan is whitened.
+
+    Returns
+    -------
+    nn.Module
+        On the model's device, in its mode (train or eval).
+
+    Raises
+    ------
+    PlanError
+        The plan does not fit the model, or it whitens and there is no calibration data.
+    """
+    plan = as_plan(plan)
+    plans.check(model, plan)
+    stats = None
+    whitened = [name for name, choice in plan.layers if choice.option("whiten", "none") != "none"]
+    if whitened:
+        if calibration is None:
+            raise PlanError(
+                f"layer {whitened[0]!r} is whitened, so the plan needs input statistics: "
+                "give calibration=, an iterable of input batches"
+            )
+        batches = [batch if isinstance(batch, tuple) else (batch,) for batch in calibration]
+        if not batches:
+            raise PlanError("calibration has no batch; give at least one batch of model inputs")
+        specs = [spec for spec in profile(model, batches[0]).layers if spec.name in whitened]
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        stats = whitening.collect(model, specs, batches, str(device))
+    return plans.apply(model, plan, stats=stats)[0]
+
+
+def as_plan(plan: Plan | Mapping[str, Any] | str | Path) -> Plan:
+    """Return a plan from itself, its JSON form, or a file; PlanError when it is none of them."""
+    if isinstance(plan, Plan):
+        return plan
+    where = "the plan"
+    if isinstance(plan, str | Path):
+        where = str(plan)
+        try:
+            plan = json.loads(Path(plan).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise PlanError(f"cannot read plan {where}: {error.strerror or error}") from None
+        except ValueError as error:
+            raise PlanError(f"{where} is not JSON: {error}") from None
+    if not isinstance(plan, Mapping):
+        raise PlanError(f"{where} is not a plan: it must be a mapping with the key layers")
+    try:
+        return Plan.from_json(plan)
+    except (KeyError, TypeError, ValueError) as error:
+        said = f"no key {error}" if isinstance(error, KeyError) and "unknown" not in str(error) else str(error)
+        raise PlanError(f"{where} is not a plan: {said}") from None
