@@ -1,0 +1,190 @@
+"""Figures and tables of a sweep, from its header and records alone; pure.
+
+Interactive figures are one self-contained HTML file each (`figures_html`), still ones PNG (`figures_png`); what they
+show is worked out once, in `scene`. All take the records in the order in which the trials finished, and any number of
+them, none included. Names of layers, formats and metrics are shown as text, never as markup.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from autorank.captions import clean, plan_text
+from autorank.scene import hypervolumes, scene
+from autorank.types import FrontPoint, SweepHeader, TrialRecord
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+FRONT_COLUMNS = (
+    "number",
+    "plan_id",
+    "score",
+    "drop",
+    "test_score",
+    "macs_kept",
+    "params_kept",
+    "bytes_kept",
+    "latency_ms",
+    "latency_kept",
+    "formats",
+    "slower_layers",
+)
+LAYER_COLUMNS = (
+    "layer",
+    "format",
+    "rank",
+    "options",
+    "macs",
+    "macs_kept",
+    "params",
+    "params_kept",
+    "weight_error",
+    "output_error",
+    "sensitivity",
+    "latency_ms",
+    "latency_kept",
+)
+
+
+def pareto_html(header: SweepHeader, records: Sequence[TrialRecord], front: Sequence[TrialRecord | FrontPoint]) -> str:
+    """Return the interactive Pareto figure as one HTML file.
+
+    Parameters
+    ----------
+    header : SweepHeader
+    records : sequence of TrialRecord
+    front : sequence of TrialRecord or FrontPoint
+        Members of the front; a FrontPoint adds test score and measured latency to the hover text.
+
+    Returns
+    -------
+    str
+        About 4.7 MB: plotly.js is in it, and the page may load nothing else.
+    """
+    from autorank.figures_html import pareto_page
+
+    return pareto_page(scene(header, records, front))
+
+
+def pareto_png(header: SweepHeader, records: Sequence[TrialRecord], front: Sequence[TrialRecord | FrontPoint]) -> bytes:
+    """Return the Pareto figure as PNG; parameters as for `pareto_html`."""
+    from autorank.figures_png import pareto_image
+
+    return pareto_image(scene(header, records, front))
+
+
+def _volume_title(header: SweepHeader, volumes: Sequence[float]) -> tuple[str, str]:
+    axes = " × ".join(clean(header.metric, 40) if o.name == "score" else o.name for o in header.objectives)
+    last = f" · now {volumes[-1]:.4g}" if volumes else ""
+    return "hypervolume over trials", f"{clean(header.sweep_id, 60)} · {axes}{last}"
+
+
+def hypervolume_html(header: SweepHeader, records: Sequence[TrialRecord]) -> str:
+    """Return the hypervolume of the front after each finished trial, as one HTML file."""
+    from autorank.figures_html import hypervolume_page
+
+    volumes = hypervolumes(header, records)
+    hover = [
+        (
+            f"after {i} trials: {volume:.4g}",
+            f"trial {record.number}, {record.status} · {plan_text(record.plan)}",
+            f"{max(0.0, record.started + sum(record.seconds.values()) - header.created) / 60:.1f} min after the start",
+        )
+        for i, (volume, record) in enumerate(zip(volumes, records, strict=True), 1)
+    ]
+    return hypervolume_page(*_volume_title(header, volumes), volumes, hover)
+
+
+def hypervolume_png(header: SweepHeader, records: Sequence[TrialRecord]) -> bytes:
+    """Return the hypervolume of the front after each finished trial, as PNG."""
+    from autorank.figures_png import hypervolume_image
+
+    volumes = hypervolumes(header, records)
+    return hypervolume_image(*_volume_title(header, volumes), volumes)
+
+
+def front_table(header: SweepHeader, points: Sequence[FrontPoint], dense_latency_ms: float | None = None) -> DataFrame:
+    """Return the front as a table, one row per point in the order given.
+
+    Parameters
+    ----------
+    header : SweepHeader
+    points : sequence of FrontPoint
+    dense_latency_ms : float, optional
+        Latency of the dense model measured beside the points; the header's own when it is not given.
+
+    Returns
+    -------
+    DataFrame
+        Columns `FRONT_COLUMNS`. ``drop`` is how much worse than dense the validation score is (negative: better).
+        ``latency_kept`` is measured where `latency_ms` and a dense latency are there, else predicted. A value that is
+        not there is missing (NaN).
+    """
+    from pandas import DataFrame
+
+    dense_ms = dense_latency_ms or header.dense_cost.latency_ms
+    sign = 1.0 if header.direction == "max" else -1.0
+    rows = []
+    for point in points:
+        record = point.record
+        kept = record.kept.get("latency_kept")
+        if point.latency_ms is not None and dense_ms:
+            kept = point.latency_ms / dense_ms
+        rows.append(
+            (
+                record.number,
+                record.plan_id,
+                record.score,
+                None if record.score is None else sign * (header.dense.score - record.score),
+                point.test_score,
+                record.kept.get("macs_kept"),
+                record.kept.get("params_kept"),
+                record.kept.get("bytes_kept"),
+                point.latency_ms,
+                kept,
+                plan_text(record.plan),
+                ", ".join(point.slower_layers),
+            )
+        )
+    table = DataFrame(rows, columns=list(FRONT_COLUMNS))
+    floats = [c for c in FRONT_COLUMNS if c not in ("number", "plan_id", "formats", "slower_layers")]
+    return table.astype({"number": "int64", **dict.fromkeys(floats, "float64")})
+
+
+def layer_table(record: TrialRecord) -> DataFrame:
+    """Return what became of each decomposed layer, one row per layer in the order of the record.
+
+    Returns
+    -------
+    DataFrame
+        Columns `LAYER_COLUMNS`; ratios are compressed ÷ dense, errors relative; what was not measured is missing (NaN).
+        A ``latency_kept`` above 1 is a layer that got slower.
+    """
+    from pandas import DataFrame
+
+    rows = [
+        (
+            layer.name,
+            layer.choice.format,
+            "×".join(map(str, layer.choice.rank)),
+            ", ".join(f"{key}={value}" for key, value in layer.choice.options),
+            layer.macs,
+            layer.macs / max(layer.macs_dense, 1),
+            layer.params,
+            layer.params / max(layer.params_dense, 1),
+            layer.weight_error,
+            layer.output_error,
+            layer.sensitivity,
+            layer.latency_ms,
+            layer.latency_ms / layer.latency_dense_ms
+            if layer.latency_ms is not None and layer.latency_dense_ms
+            else None,
+        )
+        for layer in record.layers
+    ]
+    table = DataFrame(rows, columns=list(LAYER_COLUMNS))
+    whole = ("macs", "params")
+    floats = [c for c in LAYER_COLUMNS if c not in ("layer", "format", "rank", "options", *whole)]
+    return table.astype({**dict.fromkeys(whole, "int64"), **dict.fromkeys(floats, "float64")})

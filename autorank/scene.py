@@ -1,0 +1,287 @@
+"""What a figure of the front shows, worked out once for both kinds of picture; nothing is drawn here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from autorank.captions import COST_LABELS, UNITS, clean, cost_label, counted, group_of, hover, score_label
+from autorank.front import eligible, front_of, hypervolume, knee, non_dominated, recommend, reference_point, values
+from autorank.types import Direction, Fidelity, FrontPoint, Objective, SweepHeader, TrialRecord
+
+Kind = Literal["full", "partial", "pruned"]
+
+OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#56B4E9", "#D55E00")
+"""Colours that colour-blind people can tell apart (Okabe and Ito, 2008), those that show on white and on black."""
+
+MIXED = "#CC79A7"
+GREY = "#8A8A8A"
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """One axis: the record's value it shows, its label with the unit, and the range drawn at first."""
+
+    name: str
+    label: str
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """One trial as a point: `size` is 0..1 along the third objective (0.5 without one), `hover` is plain text."""
+
+    number: int
+    x: float
+    y: float
+    size: float
+    group: str
+    colour: str
+    kind: Kind
+    on_front: bool
+    hover: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """Everything that a Pareto figure shows.
+
+    Attributes
+    ----------
+    title, subtitle, note : str
+        Plain text; `note` says which trials cannot be drawn.
+    x, y : Axis
+    third : str
+        Label of the third objective, which the size of the marks shows; empty where there are two.
+    marks : tuple of Mark
+        In the order in which the trials finished.
+    line : tuple of (x, y)
+        Corners of the staircase through the trials that nobody beats in these two axes.
+    dense : (x, y)
+    y_direction : Direction
+        Whether up is better.
+    knee, recommended : Mark or None
+    """
+
+    title: str
+    subtitle: str
+    note: str
+    x: Axis
+    y: Axis
+    third: str
+    marks: tuple[Mark, ...]
+    line: tuple[tuple[float, float], ...]
+    dense: tuple[float, float]
+    y_direction: Direction = "max"
+    knee: Mark | None = None
+    recommended: Mark | None = None
+
+    @property
+    def labels(self) -> tuple[tuple[Mark, str], ...]:
+        """The marks that carry a name, and the name."""
+        knee, best = self.knee, self.recommended
+        if best is not None and knee is not None and best.number == knee.number:
+            return ((best, f"#{best.number} recommended, knee"),)
+        named = ((best, "recommended"), (knee, "knee"))
+        return tuple((mark, f"#{mark.number} {word}") for mark, word in named if mark is not None)
+
+    def free_side(self, mark: Mark) -> tuple[int, int]:
+        """Return the direction (right, up) from `mark` where a label hides least: beyond the front, not at the left."""
+        beyond = 1 if self.y_direction == "max" else -1
+        if (mark.x - self.x.low) > 0.25 * (self.x.high - self.x.low):
+            return -1, beyond
+        height = (mark.y - self.y.low) / (self.y.high - self.y.low)
+        return 1, -beyond if 0.12 < height < 0.88 else 0
+
+    @property
+    def groups(self) -> dict[str, str]:
+        """Group of formats → colour, in order of first appearance."""
+        return {mark.group: mark.colour for mark in self.marks}
+
+
+def records_of(front: Sequence[TrialRecord | FrontPoint]) -> tuple[TrialRecord, ...]:
+    """Return the records of a front that may already carry the final measurements."""
+    return tuple(p.record if isinstance(p, FrontPoint) else p for p in front)
+
+
+def recommended(header: SweepHeader, front: Sequence[TrialRecord]) -> TrialRecord | None:
+    """Return the recommended record of a front for the sweep's own `max_drop`; None for a front without a score."""
+    scored = [r for r in front if r.status == "complete" and r.score is not None and math.isfinite(r.score)]
+    if not scored:
+        return None
+    drop = header.config.get("max_drop", 1.0)
+    drop = float(drop) if isinstance(drop, int | float) and math.isfinite(drop) and drop >= 0 else 1.0
+    return recommend(scored, header.dense.score, header.direction, drop, header.objectives).record
+
+
+def hypervolumes(header: SweepHeader, records: Sequence[TrialRecord]) -> tuple[float, ...]:
+    """Return the hypervolume of the front after each record, in the order given.
+
+    Equal to the hypervolume of `front_of` over every prefix, but one pass: what is once beaten stays beaten.
+    """
+    directions = [o.direction for o in header.objectives]
+    corner = reference_point(header.objectives, header.dense)
+    front: tuple[TrialRecord, ...] = ()
+    highest: Fidelity | None = None
+    volume, volumes = 0.0, []
+    for record in records:
+        if record.status == "complete":
+            if highest is None or record.fidelity > highest:
+                highest, front, volume = record.fidelity, (), 0.0
+            if eligible([record], header.constraints, highest):
+                grown = front_of([*front, record], header.objectives, header.constraints, highest)
+                if grown != front:
+                    front = grown
+                    volume = hypervolume([values(r, header.objectives) for r in front], corner, directions)
+        volumes.append(volume)
+    return tuple(volumes)
+
+
+def _axes(header: SweepHeader) -> tuple[Objective, Objective, Objective | None]:
+    """Return what x, y and the size show: the first cost, the score, and a third objective where there is one."""
+    costs = [o for o in header.objectives if o.name != "score"] or [Objective("macs_kept", "min")]
+    if any(o.name == "score" for o in header.objectives) or len(costs) == 1:
+        return costs[0], Objective("score", header.direction), costs[1] if len(costs) > 1 else None
+    return costs[0], costs[1], costs[2] if len(costs) > 2 else None
+
+
+def _range(wanted: Sequence[float], seen: Sequence[float], step: float) -> tuple[float, float]:
+    """Return the range that shows all of `wanted`, and of `seen` what is not far below or above them."""
+    low, high = min(wanted), max(wanted)
+    room = max(high - low, step)
+    near = [v for v in seen if low - 0.75 * room <= v <= high + 0.75 * room]
+    low, high = min([low, *near]), max([high, *near])
+    margin = 0.06 * (high - low) if high - low > step else step
+    return low - margin, high + margin
+
+
+def _kind(record: TrialRecord, full: Fidelity) -> Kind:
+    if record.status == "pruned":
+        return "pruned"
+    return "full" if record.fidelity >= full else "partial"
+
+
+def _colours(groups: Sequence[str]) -> dict[str, str]:
+    """Give each group a colour by order of first appearance, so that it keeps it while a sweep grows."""
+    named = [group for group in dict.fromkeys(groups) if group not in ("mixed", "dense")]
+    palette = {group: OKABE_ITO[i] if i < len(OKABE_ITO) else GREY for i, group in enumerate(named)}
+    return {**palette, "mixed": MIXED, "dense": GREY}
+
+
+def scene(header: SweepHeader, records: Sequence[TrialRecord], front: Sequence[TrialRecord | FrontPoint]) -> Scene:
+    """Work out what the Pareto figure shows.
+
+    Parameters
+    ----------
+    header : SweepHeader
+    records : sequence of TrialRecord
+        Finished trials in the order in which they ended; may be empty.
+    front : sequence of TrialRecord or FrontPoint
+        Members of the front; a FrontPoint adds its test score and latency to the hover text.
+
+    Returns
+    -------
+    Scene
+    """
+    across, up, third = _axes(header)
+    members = records_of(front)
+    measured = {p.record.number: p for p in front if isinstance(p, FrontPoint)}
+    numbers = {record.number for record in members}
+    drawn = [
+        (r, *at)
+        for r in records
+        if r.status != "failed" and (at := _finite_pair(r.value(across.name), r.value(up.name))) is not None
+    ]
+    full = max((r.fidelity for r in records if r.status == "complete"), default=Fidelity())
+    colours = _colours([group_of(r) for r, _, _ in drawn])
+    sizes = _sizes([r.value(third.name) if third else None for r, _, _ in drawn])
+    marks = tuple(
+        Mark(
+            r.number,
+            x,
+            y,
+            size,
+            (group := group_of(r)),
+            colours[group],
+            _kind(r, full),
+            r.number in numbers,
+            hover(header, r, measured.get(r.number)),
+        )
+        for (r, x, y), size in zip(drawn, sizes, strict=True)
+    )
+    by_number = {mark.number: mark for mark in marks}
+    on_front = [mark for mark in marks if mark.on_front]
+    dense = (1.0, header.dense.score if up.name == "score" else 1.0)
+    wanted = [(m.x, m.y) for m in on_front] + [dense]
+    pick = recommended(header, members)
+    bend = _knee(header, members)
+    step = 0.02 * (abs(header.dense.score) or 1.0) if up.name == "score" else 0.05
+    upward = clean(header.metric, 40) if up.name == "score" else COST_LABELS[up.name]
+    return Scene(
+        title=f"{upward} against {COST_LABELS[across.name]}",
+        subtitle=_subtitle(header, records, len(members)),
+        note=_note(records, len(marks)),
+        x=Axis(across.name, cost_label(across.name), *_range([x for x, _ in wanted], [m.x for m in marks], 0.05)),
+        y=Axis(
+            up.name,
+            score_label(header) if up.name == "score" else cost_label(up.name),
+            *_range([y for _, y in wanted], [m.y for m in marks], step),
+        ),
+        third=cost_label(third.name) if third else "",
+        marks=marks,
+        line=_staircase([(m.x, m.y) for m in on_front], across, up),
+        dense=dense,
+        y_direction=up.direction,
+        knee=by_number.get(bend.number) if bend else None,
+        recommended=by_number.get(pick.number) if pick else None,
+    )
+
+
+def _finite_pair(x: float | None, y: float | None) -> tuple[float, float] | None:
+    return (x, y) if x is not None and y is not None and math.isfinite(x) and math.isfinite(y) else None
+
+
+def _sizes(values_: Sequence[float | None]) -> list[float]:
+    """Scale to 0..1; 0.5 where there is nothing to tell apart."""
+    known = [v for v in values_ if v is not None and math.isfinite(v)]
+    low, width = (min(known), max(known) - min(known)) if known else (0.0, 0.0)
+    return [0.5 if v is None or not math.isfinite(v) or not width else (v - low) / width for v in values_]
+
+
+def _knee(header: SweepHeader, front: Sequence[TrialRecord]) -> TrialRecord | None:
+    points = [values(record, header.objectives) for record in front]
+    if len(non_dominated(points, [o.direction for o in header.objectives])) < 3:
+        return None  # two points have no bend between them
+    return front[knee(points, [o.direction for o in header.objectives])]
+
+
+def _staircase(
+    points: Sequence[tuple[float, float]], across: Objective, up: Objective
+) -> tuple[tuple[float, float], ...]:
+    """Return the corners of what the points attain: nobody beats a point on the line in both axes."""
+    kept = sorted({points[i] for i in non_dominated(points, (across.direction, up.direction))})
+    corners: list[tuple[float, float]] = []
+    for x, y in kept:
+        if corners:
+            corners.append((x, corners[-1][1]))
+        corners.append((x, y))
+    return tuple(corners)
+
+
+def _subtitle(header: SweepHeader, records: Sequence[TrialRecord], front: int) -> str:
+    unit = UNITS.get(header.metric.lower(), "")
+    dense = f"dense: {header.dense.score:.4g} {unit}".rstrip()
+    cost = f"{counted(header.dense_cost.macs)} MACs, {counted(header.dense_cost.params)} parameters"
+    trials = f"{len(records)} trial{'' if len(records) == 1 else 's'}, {front} on the front"
+    return f"{clean(header.sweep_id, 60)} · {trials} · {dense}, {cost}"
+
+
+def _note(records: Sequence[TrialRecord], drawn: int) -> str:
+    failed = sum(record.status == "failed" for record in records)
+    without = len(records) - drawn - failed
+    parts = [f"{failed} failed" if failed else "", f"{without} without a value on these axes" if without else ""]
+    text = ", ".join(part for part in parts if part)
+    return f"not drawn: {text}" if text else ""
