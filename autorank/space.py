@@ -1,0 +1,206 @@
+"""The search space: for every layer the candidates (format, options, rank) worth trying, with their exact costs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from autorank.candidates import LayerSettings, candidates_of
+from autorank.errors import SpaceError
+from autorank.patterns import check_patterns, matching_rules, nearest
+from autorank.spacefile import SpaceFile, read_space, shipped, shipped_text
+from autorank.types import Choice, Cost, LayerCost, LayerSpec, LeftAlone, ModelProfile, Plan
+
+__all__ = [
+    "Candidate",
+    "LayerCandidates",
+    "SearchSpace",
+    "SpaceFile",
+    "build_space",
+    "read_space",
+    "shipped",
+    "shipped_text",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One way to write one layer, its cost in closed form, and its measured time when there is one."""
+
+    choice: Choice
+    cost: LayerCost
+    latency_ms: float | None = None
+
+
+@dataclass(frozen=True)
+class LayerCandidates:
+    """The candidates of one layer, cheapest MACs first; keeping the layer dense is always allowed besides.
+
+    Attributes
+    ----------
+    spec : LayerSpec
+    candidates : tuple of Candidate
+        None of them without a saving in MACs or in parameters.
+    dense_latency_ms : float or None
+        Measured time of the dense layer.
+    """
+
+    spec: LayerSpec
+    candidates: tuple[Candidate, ...]
+    dense_latency_ms: float | None = None
+
+    @cached_property
+    def by_choice(self) -> dict[Choice, Candidate]:
+        """Choice → candidate."""
+        return {candidate.choice: candidate for candidate in self.candidates}
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """Everything a strategy may propose: the layers with candidates, those kept dense and why, and the dense cost."""
+
+    layers: tuple[LayerCandidates, ...]
+    kept_dense: tuple[LeftAlone, ...]
+    dense: Cost
+    by_name: Mapping[str, LayerCandidates] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "by_name", {layer.spec.name: layer for layer in self.layers})
+
+    @property
+    def size(self) -> int:
+        """Number of different plans, the dense one included."""
+        return math.prod(1 + len(layer.candidates) for layer in self.layers)
+
+    def cost(self, plan: Plan) -> Cost:
+        """Return the cost of `plan` in closed form: the dense cost, less the dense layers, plus what replaces them.
+
+        Bytes follow the parameters at the dense model's bytes per parameter. Latency is the prediction from the table
+        of layer times, and None unless every layer that the plan names was timed.
+
+        Parameters
+        ----------
+        plan : Plan
+            May name choices that are not among the candidates (their latency is unknown then).
+
+        Returns
+        -------
+        Cost
+
+        Raises
+        ------
+        SpaceError
+            The plan names a layer that is not in the space.
+        """
+        chosen: list[tuple[LayerCandidates, Candidate]] = []
+        for name, choice in plan.layers:
+            layer = self.by_name.get(name)
+            if layer is None:
+                raise SpaceError(f"layer {name!r} is not in the search space; {nearest(name, self.by_name)}")
+            candidate = layer.by_choice.get(choice)
+            if candidate is None:
+                from autorank import formats
+
+                cost = formats.get(choice.format).cost(layer.spec, choice.rank, choice.options)
+                candidate = Candidate(choice, cost)
+            chosen.append((layer, candidate))
+        return self.cost_with(chosen)
+
+    def cost_with(self, chosen: Iterable[tuple[LayerCandidates, Candidate]]) -> Cost:
+        """Return the cost of the model with each of these layers replaced by the candidate beside it."""
+        macs, params, latency = self.dense.macs, self.dense.params, self.dense.latency_ms
+        replaced = 0.0
+        for layer, candidate in chosen:
+            macs += candidate.cost.macs - layer.spec.macs
+            params += candidate.cost.params - layer.spec.params
+            if latency is not None:
+                if candidate.latency_ms is None or layer.dense_latency_ms is None:
+                    latency = None
+                else:
+                    latency += candidate.latency_ms - layer.dense_latency_ms
+                    replaced += candidate.latency_ms
+        if latency is not None:
+            # Layers timed alone can add up to more than the whole model; what replaces them is the least that remains.
+            latency = max(latency, replaced)
+        return Cost(macs, params, self.dense.bytes - self._width * (self.dense.params - params), latency)
+
+    @cached_property
+    def _width(self) -> int:
+        """Bytes of one parameter; 4 unless the dense model says otherwise."""
+        width, rest = divmod(self.dense.bytes, max(self.dense.params, 1))
+        return width if width and not rest else 4
+
+
+def build_space(
+    file: SpaceFile,
+    profile: ModelProfile,
+    latencies: Mapping[tuple[str, Choice | None], float] | None = None,
+) -> SearchSpace:
+    """Apply a search-space file to a profiled model.
+
+    Parameters
+    ----------
+    file : SpaceFile
+    profile : ModelProfile
+    latencies : mapping, optional
+        (layer name, choice or None for the dense layer) → milliseconds, measured.
+
+    Returns
+    -------
+    SearchSpace
+        Layers in the order of the profile. With `latencies`, the dense latency is the profile's, or else the sum over
+        the timed dense layers.
+
+    Raises
+    ------
+    SpaceError
+        A pattern matches no layer, a rule names a layer that all its formats refuse, an option or mode does not exist,
+        or no layer has a candidate.
+    """
+    dense_names = check_patterns(file, profile)
+    times = latencies or {}
+    layers: list[LayerCandidates] = []
+    kept: list[LeftAlone] = []
+    for spec in profile.layers:
+        if spec.name in dense_names:
+            kept.append(_kept(spec, f"kept dense by {dense_names[spec.name]!r}"))
+            continue
+        settings = LayerSettings.of(file, spec, matching_rules(file, spec))
+        found = candidates_of(file, spec, settings)
+        if found.candidates:
+            candidates = [
+                Candidate(choice, cost, times.get((spec.name, choice))) for choice, cost in found.candidates.items()
+            ]
+            layers.append(LayerCandidates(spec, tuple(sorted(candidates, key=_order)), times.get((spec.name, None))))
+            continue
+        why = "; ".join(found.reasons)
+        if found.refused and settings.named:
+            raise SpaceError(f"{file.source}: {settings.named} names layer {spec.name!r}, but {why}")
+        kept.append(_kept(spec, why))
+    if not layers:
+        raise SpaceError(f"{file.source}: no layer has a candidate: {_why_empty(kept, profile)}")
+    dense = profile.dense
+    if latencies and dense.latency_ms is None:
+        dense = Cost(
+            dense.macs, dense.params, dense.bytes, sum(t for (_, choice), t in times.items() if choice is None)
+        )
+    return SearchSpace(tuple(layers), tuple(kept), dense)
+
+
+def _order(candidate: Candidate) -> tuple[int, int, str, str, tuple[int, ...]]:
+    choice = candidate.choice
+    return candidate.cost.macs, candidate.cost.params, choice.format, repr(choice.options), choice.rank
+
+
+def _kept(spec: LayerSpec, reason: str) -> LeftAlone:
+    return LeftAlone(spec.name, spec.kind, reason, spec.params, spec.macs)
+
+
+def _why_empty(kept: Sequence[LeftAlone], profile: ModelProfile) -> str:
+    known = [*kept, *profile.left_alone]
+    if not known:
+        return "the model has no layer that can be decomposed"
+    rest = f" and {len(known) - 3} more layers" if len(known) > 3 else ""
+    return "; ".join(f"{layer.name}: {layer.reason}" for layer in known[:3]) + rest
