@@ -1,0 +1,303 @@
+"""Recovery of a decomposed model: batch-norm statistics, and a short fine-tune with distillation."""
+
+from __future__ import annotations
+
+import copy
+import math
+import numbers
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from autorank.errors import ConfigError, TrialFailure
+from autorank.tasks.base import Task
+from autorank.tasks.batch import Batch, Device, move
+from autorank.tasks.randomness import derive
+from autorank.teacher import Lesson, Teacher
+
+__all__ = ["Recovery", "Teacher", "fine_tune", "reestimate_batch_norm"]
+
+SCHEDULES = ("cosine", "linear", "constant")
+BATCH_NORM = ("auto", "always", "never")
+CURVE_POINTS = 50
+DIVERGED = 10.0  # times the loss at the start
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """How a decomposed model is recovered.
+
+    Attributes
+    ----------
+    steps : int
+        Fine-tune steps; 0 leaves the weights as they are.
+    batch_size : int
+    lr : float
+        Peak learning rate of SGD with Nesterov momentum.
+    momentum : float
+    weight_decay : float
+        Not applied to biases and normalisation layers.
+    schedule : {"cosine", "linear", "constant"}
+        From the peak towards zero, after the warm-up.
+    warmup : int
+        Steps over which the learning rate rises to its peak.
+    distill : float
+        Weight of the distance to the dense model's outputs; the task's loss has the rest of 1.
+    temperature : float
+        Softens both distributions in classification.
+    grad_clip : float or None
+        Largest norm of the gradient.
+    batch_norm : {"auto", "always", "never"}
+        Whether batch-norm statistics are re-estimated; "auto" keeps the new ones where they lower the validation loss.
+    calibration : int
+        Training examples for that.
+    amp : bool
+        Mixed precision, on CUDA devices only.
+    """
+
+    steps: int = 100
+    batch_size: int = 128
+    lr: float = 0.02
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    schedule: str = "cosine"
+    warmup: int = 0
+    distill: float = 0.9
+    temperature: float = 4.0
+    grad_clip: float | None = 5.0
+    batch_norm: str = "auto"
+    calibration: int = 512
+    amp: bool = True
+
+    def __post_init__(self) -> None:
+        whole = {"steps": 0, "batch_size": 1, "warmup": 0, "calibration": 1}
+        for name, least in whole.items():
+            value = getattr(self, name)
+            if type(value) is not int or value < least:
+                raise _wrong(name, value, f"a whole number from {least}")
+        real: dict[str, tuple[bool, str]] = {
+            "lr": (_real(self.lr) and self.lr > 0, "a number above 0"),
+            "momentum": (_real(self.momentum) and 0 <= self.momentum < 1, "a number from 0 to below 1"),
+            "weight_decay": (_real(self.weight_decay) and self.weight_decay >= 0, "a number from 0"),
+            "distill": (_real(self.distill) and 0 <= self.distill <= 1, "a number from 0 to 1"),
+            "temperature": (_real(self.temperature) and self.temperature > 0, "a number above 0"),
+            "grad_clip": (
+                self.grad_clip is None or (_real(self.grad_clip) and self.grad_clip > 0),
+                "a number above 0, or null",
+            ),
+            "schedule": (self.schedule in SCHEDULES, " or ".join(map(repr, SCHEDULES))),
+            "batch_norm": (self.batch_norm in BATCH_NORM, " or ".join(map(repr, BATCH_NORM))),
+            "amp": (type(self.amp) is bool, "true or false"),
+        }
+        for name, (fine, allowed) in real.items():
+            if not fine:
+                raise _wrong(name, getattr(self, name), allowed)
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate of a step, counted from 0."""
+        warmup = min(self.warmup, self.steps)
+        if step < warmup:
+            return self.lr * (step + 1) / (warmup + 1)
+        progress = (step - warmup) / max(self.steps - warmup, 1)
+        if self.schedule == "cosine":
+            return self.lr * 0.5 * (1 + math.cos(math.pi * progress))
+        return self.lr * (1 - progress) if self.schedule == "linear" else self.lr
+
+
+def reestimate_batch_norm(
+    model: nn.Module, batches: Iterable[Batch] | Iterable[tuple[Tensor, ...]], device: Device = "cpu"
+) -> nn.Module | None:
+    """Return a copy whose batch-norm statistics are those of `batches`, averaged with equal weights.
+
+    Everything but batch norm stays in eval mode, so dropout and the like do not blur the statistics.
+
+    Parameters
+    ----------
+    model : Module
+        Not changed.
+    batches : iterable of Batch, or of tuples of inputs
+    device : device
+
+    Returns
+    -------
+    Module or None
+        On `device`, in eval mode; None when the model has no batch norm with running statistics.
+    """
+    if not _batch_norms(model):
+        return None
+    copied = copy.deepcopy(model).to(device).eval()
+    norms = _batch_norms(copied)
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # cumulative average
+        norm.train()
+    try:
+        with torch.no_grad():
+            for batch in batches:
+                copied(*move(batch.inputs if isinstance(batch, Batch) else batch, device))
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+            norm.eval()
+    return copied
+
+
+def fine_tune(
+    model: nn.Module,
+    task: Task,
+    recovery: Recovery,
+    seed: int,
+    device: Device = "cpu",
+    teacher: Teacher | None = None,
+) -> tuple[tuple[int, float], ...]:
+    """Fine-tune `model` in place by SGD; the result is a function of the seed, on a CPU bit by bit.
+
+    The loss is (1 − distill) · task.loss + distill · task.distill against the dense model's outputs.
+
+    Parameters
+    ----------
+    model : Module
+        Comes back on `device`, in eval mode.
+    task : Task
+    recovery : Recovery
+    seed : int
+        Of batches, augmentation and dropout. The caller's random numbers are not touched.
+    device : device
+    teacher : Teacher, optional
+        None computes the dense outputs as they are needed.
+
+    Returns
+    -------
+    tuple of (step, loss)
+        At most 50 points, the last step among them.
+
+    Raises
+    ------
+    TrialFailure
+        If loss or weights are not finite, or the loss stays above ten times its start.
+    """
+    device = torch.device(device)
+    model.to(device)
+    groups = _parameter_groups(model, recovery.weight_decay)
+    if not recovery.steps or not groups:
+        model.eval()
+        return ()
+    optimizer = torch.optim.SGD(groups, lr=recovery.lr, momentum=recovery.momentum, nesterov=recovery.momentum > 0)
+    half = _half_precision(recovery, device)
+    scaler = torch.amp.GradScaler(device.type, enabled=half is torch.float16)
+    lesson = (teacher or Teacher(seed, recovery.batch_size)).lesson(task, recovery.batch_size, seed, device)
+    guard = _Guard(recovery.steps, every=1 if device.type == "cpu" else 10)
+    model.train()
+    try:
+        with _private_seed(derive(seed, 0xF17E), device):
+            batches = task.train_batches(recovery.steps, recovery.batch_size, seed, device)
+            for step, batch in enumerate(batches):
+                for group in optimizer.param_groups:
+                    group["lr"] = recovery.rate(step)
+                with torch.autocast(device.type, half, enabled=half is not None):
+                    outputs = model(*batch.inputs)
+                    loss = _loss(task, recovery, lesson, step, batch, outputs)
+                guard.see(loss)
+                optimizer.zero_grad(set_to_none=True)
+                scaler.scale(loss).backward()
+                if recovery.grad_clip is not None:
+                    scaler.unscale_(optimizer)
+                    nn.utils.clip_grad_norm_([p for g in groups for p in g["params"]], recovery.grad_clip)
+                scaler.step(optimizer)
+                scaler.update()
+            guard.check()
+    finally:
+        model.eval()
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise TrialFailure(f"the fine-tune diverged: {name} is not finite after {recovery.steps} steps")
+    return guard.curve()
+
+
+def _loss(task: Task, recovery: Recovery, lesson: Lesson, step: int, batch: Batch, outputs: Any) -> Tensor:
+    parts: list[Tensor] = []
+    if recovery.distill < 1:
+        parts.append((1 - recovery.distill) * task.loss(outputs, batch.targets))
+    if recovery.distill > 0:
+        parts.append(recovery.distill * task.distill(outputs, lesson(step, batch), recovery.temperature))
+    return sum(parts[1:], parts[0])
+
+
+def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.dim() > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def _half_precision(recovery: Recovery, device: torch.device) -> torch.dtype | None:
+    if not recovery.amp or device.type != "cuda":
+        return None
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def _batch_norms(model: nn.Module) -> list[_BatchNorm]:
+    return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+
+
+@contextmanager
+def _private_seed(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed dropout and its like inside, and give the caller's generators back afterwards."""
+    cuda = [device.index if device.index is not None else torch.cuda.current_device()] if device.type == "cuda" else []
+    with torch.random.fork_rng(cuda):
+        torch.manual_seed(seed)
+        yield
+
+
+class _Guard:
+    """Watches the loss; reads it off an accelerator only now and then."""
+
+    def __init__(self, steps: int, every: int) -> None:
+        self.every, self.patience = every, max(20, steps // 4)
+        self.losses: list[float] = []
+        self._waiting: list[Tensor] = []
+        self._above = 0
+
+    def see(self, loss: Tensor) -> None:
+        self._waiting.append(loss.detach().float())
+        if len(self._waiting) >= self.every:
+            self.check()
+
+    def check(self) -> None:
+        values = torch.stack(self._waiting).tolist() if self._waiting else []
+        self._waiting = []
+        for value in values:
+            step = len(self.losses)
+            if not math.isfinite(value):
+                raise TrialFailure(f"the fine-tune diverged: the loss is {value} at step {step}")
+            self.losses.append(value)
+            begin = self.losses[:5]
+            start = sum(begin) / len(begin)
+            self._above = self._above + 1 if abs(value) > DIVERGED * abs(start) and value > start else 0
+            if self._above >= self.patience:
+                raise TrialFailure(
+                    f"the fine-tune diverged: the loss went from {start:.3g} to {value:.3g} and stayed there for "
+                    f"{self.patience} steps (step {step}); a smaller learning rate may help"
+                )
+
+    def curve(self) -> tuple[tuple[int, float], ...]:
+        count = len(self.losses)
+        points = min(count, CURVE_POINTS)
+        steps = sorted({round(i * (count - 1) / max(points - 1, 1)) for i in range(points)})
+        return tuple((step, self.losses[step]) for step in steps)
+
+
+def _real(value: object) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _wrong(name: str, value: object, allowed: str) -> ConfigError:
+    return ConfigError(f"recovery: {name} must be {allowed}, not {value!r}")
