@@ -92,8 +92,8 @@ def batch_one(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 @contextmanager
-def quiet_forward() -> Iterator[None]:
-    """Run forward passes without gradients, and leave PyTorch's random state as it was."""
+def undisturbed() -> Iterator[None]:
+    """Work without gradients, and leave PyTorch's random state as it was."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=devices), torch.no_grad():
         yield
@@ -144,7 +144,7 @@ def analyse(model: nn.Module, inputs: tuple[Tensor, ...]) -> Count:
     # The fused attention of eval mode hides its products from the trace.
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with quiet_forward():
+        with undisturbed():
             counted = analysis.by_module()
     except Exception as error:  # the user's forward may raise anything
         raise ModelError(
@@ -230,7 +230,7 @@ def time_module(
     copied = model_copy(module).to(device).eval()
     moved = tuple(x.detach().to(device) for x in inputs)
     timer = Timer("module(*inputs)", globals={"module": copied, "inputs": moved}, num_threads=threads)
-    with quiet_forward(), torch.inference_mode():
+    with undisturbed(), torch.inference_mode():
         try:
             timer.timeit(WARM_UP_RUNS)
         except Exception as error:  # the user's forward may raise anything
@@ -301,7 +301,7 @@ def _time_layer(
 ) -> float:
     rows = batch * call.batch
     size = (rows, *call.input, spec.in_channels) if spec.kind == "linear" else (rows, spec.in_channels, *call.input)
-    with quiet_forward():
+    with undisturbed():
         torch.manual_seed(0)
         if choice is None:
             layer = dense_layer(spec)

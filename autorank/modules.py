@@ -1,4 +1,4 @@
-"""A model's modules, read without running them: which are layers, what keeps a layer from being replaced, replacing it."""
+"""A model's modules, read without running them: which are layers, what keeps one from being replaced, replacing it."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 
 from autorank import formats
 from autorank.errors import ModelError
-from autorank.measure import analyse, batch_one, describe, model_copy, quiet_forward, sizes
+from autorank.measure import analyse, batch_one, describe, model_copy, sizes, undisturbed
 from autorank.modules import kind_of, read, spec_of, substitute
 from autorank.types import CallSize, LayerSpec, LeftAlone, ModelProfile
 
@@ -102,7 +102,7 @@ def _call(spec: LayerSpec, x: Tensor, y: Tensor) -> CallSize:
 
 def _run(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     try:
-        with quiet_forward():
+        with undisturbed():
             model(*inputs)
     except Exception as error:  # the user's forward may raise anything
         raise ModelError(
@@ -120,7 +120,7 @@ def _used_otherwise(model: nn.Module, names: tuple[str, ...], inputs: tuple[Tens
         modules = dict(model.named_modules())
         wrapped = {modules[name]: nn.Sequential(modules[name]) for name in tried}
         try:
-            with quiet_forward():
+            with undisturbed():
                 substitute(model, wrapped)(*inputs)
         except Exception as error:  # whatever the user's forward makes of a missing attribute
             return describe(error)

@@ -1,0 +1,202 @@
+"""A content-addressed cache of fits: the same weight, format and rank is fitted once per sweep, whoever asks.
+
+The key is a hash of everything that a fit depends on, the code that computes it included. Files are written beside
+their place and renamed, so several processes can use one directory; a file that is damaged is fitted again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import tempfile
+import warnings
+import weakref
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from autorank.formats import Factors, Format
+from autorank.solvers import whitening
+from autorank.solvers.whitening import LayerStats
+from autorank.types import Choice, LayerSpec, canonical_json
+
+LAYOUT = 1
+"""Raised when what a cache file holds changes."""
+
+
+class FitCache:
+    """Fits that were made before.
+
+    Parameters
+    ----------
+    directory : Path or None
+        Where the files are; created when the first fit is written. None keeps the fits in memory.
+    """
+
+    def __init__(self, directory: Path | None = None) -> None:
+        self.directory = directory
+        self._memory: dict[str, tuple[Factors, dict[str, Any]]] = {}
+        self._digests = _Digests()
+
+    def get_or_fit(
+        self, fmt: Format, weight: Tensor, spec: LayerSpec, choice: Choice, stats: LayerStats | None, seed: int
+    ) -> tuple[Factors, dict[str, Any]]:
+        """Return the factors of a weight, fitted now or earlier, bit-equal either way.
+
+        Parameters
+        ----------
+        fmt : Format
+        weight : Tensor, shape (T, S/groups, K1, ..., Kd)
+        spec : LayerSpec
+        choice : Choice
+        stats : LayerStats or None
+        seed : int
+
+        Returns
+        -------
+        factors : dict of Tensor
+            float32, on the device of `weight`, the caller's own.
+        info : dict
+            ``weight_error`` (‖W − Ŵ‖ / ‖W‖), ``output_error`` (relative, None without `stats`) and ``hit``.
+
+        Raises
+        ------
+        FormatError
+            The fit is not possible.
+        """
+        key = self._key(fmt, weight, spec, choice, stats, seed)
+        found = self._read(key)
+        if found is not None:
+            factors, info = found
+            return {k: v.to(weight.device, copy=True) for k, v in factors.items()}, {**info, "hit": True}
+        factors = fmt.fit(weight, spec, choice.rank, choice.options, stats, seed)
+        info = _errors(fmt, weight, spec, choice, factors, stats)
+        self._write(key, {k: v.detach().cpu().contiguous().clone() for k, v in factors.items()}, info)
+        return factors, {**info, "hit": False}
+
+    def _key(
+        self, fmt: Format, weight: Tensor, spec: LayerSpec, choice: Choice, stats: LayerStats | None, seed: int
+    ) -> str:
+        what = {
+            "layout": LAYOUT,
+            "code": _code(type(fmt).__module__),
+            "torch": torch.__version__,
+            "device": weight.device.type,  # a GPU rounds otherwise, and an outcome must not depend on who was first
+            "weight": _digest(weight),
+            "stats": None if stats is None else [self._digests(stats.covariance), stats.factorised],
+            "spec": asdict(replace(spec, name="", calls=(), bias=False)),
+            "format": choice.format,
+            "rank": choice.rank,
+            "options": choice.options,
+            "seed": seed,
+        }
+        return hashlib.sha256(canonical_json(what).encode()).hexdigest()
+
+    def _read(self, key: str) -> tuple[Factors, dict[str, Any]] | None:
+        if key in self._memory or self.directory is None:
+            return self._memory.get(key)
+        from safetensors import SafetensorError, safe_open
+
+        path = self._path(self.directory, key)
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                metadata = file.metadata() or {}
+                factors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            info = json.loads(metadata["info"])
+            # Safetensors notices a missing end, not a changed byte.
+            if metadata["key"] != key or metadata["digest"] != _content(factors, metadata["info"]):
+                return None
+        except (OSError, SafetensorError, KeyError, ValueError):
+            return None
+        order = json.loads(metadata["order"])
+        return {name: factors[name] for name in order}, info
+
+    def _write(self, key: str, factors: Factors, info: dict[str, Any]) -> None:
+        if self.directory is None:
+            self._memory[key] = factors, info
+            return
+        from safetensors.torch import save
+
+        text = json.dumps(info)
+        metadata = {"key": key, "info": text, "order": json.dumps(list(factors)), "digest": _content(factors, text)}
+        part = ""
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            handle, part = tempfile.mkstemp(dir=self.directory, prefix=f"{key[:16]}.", suffix=".part")
+            with os.fdopen(handle, "wb") as file:
+                file.write(save(factors, metadata))
+            os.replace(part, self._path(self.directory, key))
+        except OSError as error:
+            # The fit itself is fine; a cache that cannot be written only costs time.
+            if part:
+                Path(part).unlink(missing_ok=True)
+            warnings.warn(f"a fit could not be cached in {self.directory}: {error.strerror or error}", stacklevel=3)
+
+    @staticmethod
+    def _path(directory: Path, key: str) -> Path:
+        return directory / f"{key}.safetensors"
+
+
+class _Digests:
+    """Digests of tensors that stay as they are (statistics), computed once for each as long as it lives."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[weakref.ref[Tensor], int, str]] = {}
+
+    def __call__(self, tensor: Tensor) -> str:
+        version = 0 if tensor.is_inference() else tensor._version
+        known = self._known.get(id(tensor))
+        if known is not None and known[0]() is tensor and known[1] == version:
+            return known[2]
+        digest = _digest(tensor)
+        self._known[id(tensor)] = weakref.ref(tensor), version, digest
+        return digest
+
+
+def _digest(tensor: Tensor) -> str:
+    """Return the SHA-256 of a tensor's type, shape and bytes."""
+    plain = tensor.detach().cpu().contiguous()
+    digest = hashlib.sha256(f"{plain.dtype}{tuple(plain.shape)}".encode())
+    digest.update(memoryview(plain.flatten().view(torch.uint8).numpy()))
+    return digest.hexdigest()
+
+
+def _content(factors: Mapping[str, Tensor], info: str) -> str:
+    parts = [f"{name}={_digest(tensor)}" for name, tensor in sorted(factors.items())]
+    return hashlib.sha256("\n".join([info, *parts]).encode()).hexdigest()
+
+
+@lru_cache
+def _code(module: str) -> str:
+    """Return a hash of the source of all formats and solvers, and of the module that defines the format."""
+    package = Path(__file__).parent
+    files = {*package.glob("formats/*.py"), *package.glob("solvers/*.py")}
+    own = getattr(sys.modules.get(module), "__file__", None)
+    if own:
+        files.add(Path(own))
+    digest = hashlib.sha256()
+    for file in sorted(files, key=lambda path: path.name):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _errors(
+    fmt: Format, weight: Tensor, spec: LayerSpec, choice: Choice, factors: Factors, stats: LayerStats | None
+) -> dict[str, Any]:
+    dense = (
+        weight.detach().to(torch.float64) if weight.device.type != "mps" else weight.detach().cpu().to(torch.float64)
+    )
+    approx = fmt.reconstruct(factors, spec, choice.options).detach().to(dense)
+    norm = torch.linalg.vector_norm(dense)
+    error = torch.linalg.vector_norm(dense - approx)
+    return {
+        "weight_error": float(error / norm) if norm > 0 else float(error),
+        "output_error": None if stats is None else whitening.output_error(dense, approx, stats),
+    }

@@ -1,0 +1,199 @@
+"""A plan and a model: does it fit, the model that it makes, and the bare structure of that model."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from autorank import formats
+from autorank.errors import FormatError, PlanError
+from autorank.fitcache import FitCache
+from autorank.formats import Factors
+from autorank.measure import model_copy, undisturbed
+from autorank.modules import Reading, read, substitute
+from autorank.solvers.whitening import LayerStats
+from autorank.types import Choice, LayerResult, LayerSpec, Plan
+
+
+def check(model: nn.Module, plan: Plan, *, specs: Sequence[LayerSpec] = ()) -> None:
+    """Make sure that a plan can be applied to a model; nothing is computed or changed.
+
+    Parameters
+    ----------
+    model : nn.Module
+    plan : Plan
+    specs : sequence of LayerSpec
+        The layers of the model's profile; when they are given, no other layer may be decomposed.
+
+    Raises
+    ------
+    PlanError
+        A layer is not there or is left alone, a format is unknown or does not support the layer, an option or a rank is
+        not allowed. The message says what would be right.
+    """
+    _checked(model, plan, specs)
+
+
+def apply(
+    model: nn.Module,
+    plan: Plan,
+    *,
+    specs: Sequence[LayerSpec] = (),
+    stats: Mapping[str, LayerStats] | None = None,
+    cache: FitCache | None = None,
+) -> tuple[nn.Module, tuple[LayerResult, ...]]:
+    """Return a decomposed copy of a model.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Not changed. The copy has its mode, device and number type; each new layer keeps the bias of the dense one and
+        whether it is trained.
+    plan : Plan
+    specs : sequence of LayerSpec
+        Layers of the model's profile; they hold the calls from which MACs are computed (0 without them).
+    stats : mapping of str to LayerStats, optional
+        Input statistics by layer; needed for the layers that the plan whitens.
+    cache : FitCache, optional
+        Where earlier fits are looked up.
+
+    Returns
+    -------
+    model : nn.Module
+    results : tuple of LayerResult
+        In the order of the plan.
+
+    Raises
+    ------
+    PlanError
+        The plan does not fit the model (see `check`), or whitens a layer without statistics.
+    ModelError
+        The model cannot be copied.
+    FormatError
+        A weight cannot be decomposed.
+    """
+    known = _checked(model, plan, specs)
+    missing = [n for n, c in plan.layers if c.option("whiten", "none") != "none" and n not in (stats or {})]
+    if missing:
+        raise PlanError(
+            f"layer {missing[0]!r}: its choice whitens, and there are no input statistics for it; "
+            "collect them, or take the option 'whiten' out of the plan"
+        )
+    cache = cache or FitCache(None)
+    copied = model_copy(model)
+    results = []
+    changes: dict[nn.Module, nn.Module] = {}
+    for (name, choice), old in zip(plan.layers, _targets(copied, plan), strict=True):
+        fmt, spec = formats.get(choice.format), known[name]
+        weight = old.weight
+        assert isinstance(weight, Tensor)
+        with undisturbed():
+            factors, info = cache.get_or_fit(fmt, weight.detach(), spec, choice, (stats or {}).get(name), plan.seed)
+            changes[old] = _layer(old, spec, choice, factors)
+        cost = fmt.cost(spec, choice.rank, choice.options)
+        results.append(
+            LayerResult(
+                name=name,
+                choice=choice,
+                weight_error=info["weight_error"],
+                output_error=info["output_error"],
+                macs=cost.macs,
+                params=cost.params,
+                macs_dense=spec.macs,
+                params_dense=spec.params,
+            )
+        )
+    return substitute(copied, changes), tuple(results)
+
+
+def build(model: nn.Module, plan: Plan) -> nn.Module:
+    """Return a copy of a model with the plan's layers freshly initialised, for weights that are loaded afterwards.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Not changed; its own weights need not be trained.
+    plan : Plan
+        Its seed fixes the initialisation.
+
+    Raises
+    ------
+    PlanError
+        The plan does not fit the model.
+    ModelError
+        The model cannot be copied.
+    """
+    known = _checked(model, plan, ())
+    copied = model_copy(model)
+    changes: dict[nn.Module, nn.Module] = {}
+    with undisturbed():
+        torch.manual_seed(plan.seed)
+        for (name, choice), old in zip(plan.layers, _targets(copied, plan), strict=True):
+            changes[old] = _layer(old, known[name], choice, None)
+    return substitute(copied, changes)
+
+
+def _targets(model: nn.Module, plan: Plan) -> Iterator[nn.Module]:
+    modules = dict(model.named_modules())
+    return (modules[name] for name, _ in plan.layers)
+
+
+def _layer(old: nn.Module, spec: LayerSpec, choice: Choice, factors: Factors | None) -> nn.Module:
+    """Return the layer that takes the place of `old`, with its device, number type, mode and what is trained."""
+    weight, bias = old.weight, old.bias
+    assert isinstance(weight, Tensor)
+    new = formats.get(choice.format).layer(spec, choice.rank, choice.options, factors)
+    new = new.to(weight.device, weight.dtype).train(old.training)
+    for name, parameter in new.named_parameters():
+        if name.rpartition(".")[2] == "bias" and isinstance(bias, Tensor):
+            parameter.data = bias.detach().clone()  # not by way of the factors' type, where it might lose digits
+            parameter.requires_grad_(bias.requires_grad)
+        else:
+            parameter.requires_grad_(weight.requires_grad)
+    return new
+
+
+def _checked(model: nn.Module, plan: Plan, specs: Sequence[LayerSpec]) -> dict[str, LayerSpec]:
+    """Check a plan and return the spec of each of its layers, with calls where `specs` has them."""
+    reading = read(model)
+    profiled = {spec.name: spec for spec in specs}
+    chosen: dict[str, LayerSpec] = {}
+    for name, choice in plan.layers:
+        spec = reading.layers.get(name)
+        if spec is None:
+            raise PlanError(_no_such_layer(model, reading, name))
+        if specs and name not in profiled:
+            raise PlanError(
+                f"layer {name!r} is left alone: the profile does not list it, because it is never called, is used in "
+                "other ways than called, or no format supports it"
+            )
+        if choice.weight_bits is not None or choice.activation_bits is not None:
+            raise PlanError(f"layer {name!r}: weight_bits and activation_bits are not supported yet, leave them out")
+        spec = profiled.get(name, spec)
+        if spec.weight_shape != reading.layers[name].weight_shape:
+            found = reading.layers[name].weight_shape
+            raise PlanError(f"layer {name!r} has a weight of shape {found}, its profile says {spec.weight_shape}")
+        try:
+            formats.get(choice.format).check(spec, choice.rank, choice.options)
+        except FormatError as error:
+            text = str(error)
+            raise PlanError(text if repr(name) in text else f"layer {name!r}: {text}") from None
+        chosen[name] = spec
+    return chosen
+
+
+def _no_such_layer(model: nn.Module, reading: Reading, name: str) -> str:
+    if name in reading.left_alone:
+        return f"layer {name!r} cannot be decomposed: {reading.left_alone[name].reason}"
+    modules = dict(model.named_modules(remove_duplicate=False))
+    if name not in modules:
+        close = difflib.get_close_matches(name, reading.layers, n=3, cutoff=0.4) or list(reading.layers)[:3]
+        nearest = ", ".join(map(repr, close))
+        return f"the model has no layer {name!r}; " + (f"nearest: {nearest}" if close else "it has none to decompose")
+    first = next(other for other, module in modules.items() if module is modules[name])
+    if first != name:
+        return f"layer {name!r} is the same module as {first!r}; name it {first!r} in the plan"
+    return f"{name!r} is a {type(modules[name]).__name__}; only convolution and linear layers can be decomposed"
