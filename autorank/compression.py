@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from autorank import plan as plans
 from autorank.errors import PlanError
+from autorank.plan import apply, check
 from autorank.profile import profile
 from autorank.solvers import whitening
 from autorank.types import Plan
@@ -46,7 +46,7 @@ def compress(
         The plan does not fit the model, or it whitens and there is no calibration data.
     """
     plan = as_plan(plan)
-    plans.check(model, plan)
+    check(model, plan)
     stats = None
     whitened = [name for name, choice in plan.layers if choice.option("whiten", "none") != "none"]
     if whitened:
@@ -61,7 +61,7 @@ def compress(
         specs = [spec for spec in profile(model, batches[0]).layers if spec.name in whitened]
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         stats = whitening.collect(model, specs, batches, str(device))
-    return plans.apply(model, plan, stats=stats)[0]
+    return apply(model, plan, stats=stats)[0]
 
 
 def as_plan(plan: Plan | Mapping[str, Any] | str | Path) -> Plan:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import PydanticCustomError
 
 from autorank.errors import ConfigError
-from autorank.yamlfile import explain, parse, read_text
+from autorank.recover import Recovery
+from autorank.yamlfile import did_you_mean, explain, parse, read_text
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -26,24 +29,6 @@ class StrategyConfig(_Section):
     options: dict[str, Any] = Field(default_factory=dict)
 
 
-class RecoveryConfig(_Section):
-    """How a decomposed model is recovered; the same fields as `autorank.recover.Recovery`."""
-
-    steps: int = Field(100, ge=0)
-    batch_size: int = Field(128, ge=1)
-    lr: float = Field(0.02, gt=0)
-    momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(5e-4, ge=0)
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup: int = Field(0, ge=0)
-    distill: float = Field(0.9, ge=0, le=1)
-    temperature: float = Field(4.0, gt=0)
-    grad_clip: float | None = Field(5.0, gt=0)
-    batch_norm: Literal["auto", "always", "never"] = "auto"
-    calibration: int = Field(512, ge=1)
-    amp: bool = True
-
-
 class PruningConfig(_Section):
     """Early stopping of hopeless trials before the fine-tune.
 
@@ -51,15 +36,15 @@ class PruningConfig(_Section):
     early), `margin` by how much, in units of the score.
     """
 
-    patience: int = Field(3, ge=0)
-    margin: float = Field(2.0, ge=0)
+    patience: int = Field(default=3, ge=0)
+    margin: float = Field(default=2.0, ge=0)
 
 
 class LatencyConfig(_Section):
     """How latency is measured: batch size and number of threads."""
 
-    batch: int = Field(1, ge=1)
-    threads: int = Field(1, ge=1)
+    batch: int = Field(default=1, ge=1)
+    threads: int = Field(default=1, ge=1)
 
 
 class SweepConfig(_Section):
@@ -72,7 +57,7 @@ class SweepConfig(_Section):
     data_args: dict[str, Any] = Field(default_factory=dict)
     validation: float = Field(0.1, gt=0)
     space: str | dict[str, Any] = "default"
-    strategy: StrategyConfig = Field(default_factory=StrategyConfig)
+    strategy: StrategyConfig = StrategyConfig()
     trials: int = Field(40, ge=1)
     max_time: float | None = Field(None, gt=0)
     objectives: tuple[str, ...] = ("score", "macs")
@@ -87,9 +72,9 @@ class SweepConfig(_Section):
     tracking: bool = True
     tracking_uri: str | None = None
     experiment: str = Field("autorank", min_length=1)
-    recovery: RecoveryConfig = Field(default_factory=RecoveryConfig)
-    pruning: PruningConfig = Field(default_factory=PruningConfig)
-    latency: LatencyConfig = Field(default_factory=LatencyConfig)
+    recovery: Recovery = Recovery()
+    pruning: PruningConfig = PruningConfig()
+    latency: LatencyConfig = LatencyConfig()
     calibration: int = Field(512, ge=1)
     max_drop: float = Field(1.0, ge=0)
 
@@ -97,6 +82,21 @@ class SweepConfig(_Section):
     @classmethod
     def _duration(cls, value: object) -> object:
         return parse_duration(value) if isinstance(value, str) else value
+
+    @field_validator("recovery", mode="before")
+    @classmethod
+    def _recovery(cls, value: object) -> object:
+        if not isinstance(value, Mapping):
+            return value
+        names = [field.name for field in fields(Recovery)]
+        for key in value:
+            if key not in names:
+                why = {"key": repr(key), "hint": did_you_mean(str(key), names), "keys": ", ".join(names)}
+                raise PydanticCustomError("key", "unknown key {key}{hint}; allowed are {keys}", why)
+        try:
+            return Recovery(**value)
+        except ConfigError as error:
+            raise PydanticCustomError("recovery", "{error}", {"error": str(error)}) from None
 
     @field_validator("objectives", "constraints", mode="before")
     @classmethod

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ class Outcome:
     records: tuple[TrialRecord, ...]
     points: tuple[FrontPoint, ...]
     ended: str
+    seconds: Mapping[str, float]
     dense: DenseFigures | None
     ui_command: str
 
@@ -56,6 +59,7 @@ class Driver:
     def run(self) -> Outcome:
         """Prepare, search, measure the front."""
         config = self.config
+        times = [time.perf_counter()]
         with interrupts(self.stop, self.reporter.say):
             prepared = prepare(
                 self.task, config, self.directory, self.reporter, self.before.header if self.before else None
@@ -66,9 +70,14 @@ class Driver:
                 self.journal.write_header(prepared.header)
             self.tracker = self._tracker(prepared.header)
             try:
+                times.append(time.perf_counter())
                 ended = self._search(prepared, schedule)
+                times.append(time.perf_counter())
                 points = self._finish(prepared)
-                self.journal.write_end(ended)
+                times.append(time.perf_counter())
+                parts = zip(("prepare", "search", "front"), pairwise(times), strict=True)
+                seconds = {name: round(end - begin, 3) for name, (begin, end) in parts}
+                self.journal.write_end(ended, seconds)
             finally:
                 if self.tracker is not None:
                     self.tracker.close()
@@ -77,6 +86,7 @@ class Driver:
             tuple(self.records.values()),
             points,
             ended,
+            seconds,
             self.dense,
             self.tracker.ui_command if self.tracker is not None else "",
         )

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 
 import torch
 from torch import nn
 
 from autorank import measure
 from autorank.evaluate import evaluate
-from autorank.prepare import batched
+from autorank.prepare import LAYER_SECONDS, batched
 from autorank.progress import Reporter
 from autorank.trial import TrialContext, TrialRunner, job_of
-from autorank.types import DenseFigures, FrontPoint, TrialRecord
+from autorank.types import Choice, DenseFigures, FrontPoint, TrialRecord
 
 # A layer counts as slower only beyond what two timings of the same layer differ by.
 SLOWER_BY = 1.05
@@ -56,13 +57,13 @@ def measure_front(
         dense_test = evaluate(dense_model, task, "test", device).score if has_test else None
         points = []
         dense_timing = measure.time_module(_deployed(dense_model), inputs, threads, device=device)
+        times = _layer_times(front, context, threads, batch)
         for done, record in enumerate(front):
             reporter.step("front: test score and latency", done, len(front))
             model = runner.model(job_of(record), record)
             test = evaluate(model, task, "test", device).score if has_test else None
             timing = measure.time_module(_deployed(model), inputs, threads, device=device)
-            slower = _slower_layers(record, context, threads, batch)
-            points.append(FrontPoint(record, test, timing.median_ms, timing.spread_ms, slower))
+            points.append(FrontPoint(record, test, timing.median_ms, timing.spread_ms, _slower(record, times)))
         reporter.step("front: test score and latency", len(front), max(len(front), 1))
     finally:
         torch.set_num_threads(before)
@@ -75,10 +76,18 @@ def _deployed(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model).eval()
 
 
-def _slower_layers(record: TrialRecord, context: TrialContext, threads: int, batch: int) -> tuple[str, ...]:
-    """Name the layers whose decomposed form takes longer than the dense layer on this machine."""
+def _layer_times(
+    front: tuple[TrialRecord, ...], context: TrialContext, threads: int, batch: int
+) -> dict[tuple[str, Choice | None], float]:
+    """Time every layer of the front's plans alone, and its dense original."""
     specs = {spec.name: spec for spec in context.specs}
-    named = [layer for layer in record.layers if layer.name in specs]
-    pairs = [(specs[layer.name], choice) for layer in named for choice in (None, layer.choice)]
-    times = measure.time_layers(pairs, threads, context.device, batch)
-    return tuple(layer.name for layer in named if times[layer.name, layer.choice] > SLOWER_BY * times[layer.name, None])
+    layers = [layer for record in front for layer in record.layers]
+    pairs = dict.fromkeys((specs[layer.name], choice) for layer in layers for choice in (None, layer.choice))
+    return measure.time_layers(pairs, threads, context.device, batch, min_run_time=LAYER_SECONDS)
+
+
+def _slower(record: TrialRecord, times: Mapping[tuple[str, Choice | None], float]) -> tuple[str, ...]:
+    """Name the layers whose decomposed form takes longer than the dense layer on this machine."""
+    return tuple(
+        layer.name for layer in record.layers if times[layer.name, layer.choice] > SLOWER_BY * times[layer.name, None]
+    )

@@ -33,6 +33,8 @@ class JournalContents:
         The dense model, measured beside that front.
     ended : str
         Why the last run of the sweep ended; empty while it runs or after it was killed.
+    seconds : mapping
+        Wall time of the last run that ended by itself: prepare, search, front.
     damaged : int
         Lines that could not be read (at most the one that was being written when the driver was killed).
     """
@@ -42,6 +44,7 @@ class JournalContents:
     front: tuple[Mapping[str, Any], ...] = ()
     dense: DenseFigures | None = None
     ended: str = ""
+    seconds: Mapping[str, float] = field(default_factory=dict)
     damaged: int = 0
     good_bytes: int = field(default=0, repr=False)
 
@@ -51,11 +54,10 @@ class JournalContents:
         return tuple(
             FrontPoint(
                 by_number[point["number"]],
-                **{
-                    key: tuple(value) if key == "slower_layers" else value
-                    for key, value in point.items()
-                    if key != "number"
-                },
+                point["test_score"],
+                point["latency_ms"],
+                point["latency_spread_ms"],
+                tuple(point["slower_layers"]),
             )
             for point in self.front
             if point["number"] in by_number
@@ -83,6 +85,7 @@ def read(sweep_dir: Path) -> JournalContents:
     front: tuple[Mapping[str, Any], ...] = ()
     dense: DenseFigures | None = None
     ended = ""
+    seconds: dict[str, float] = {}
     records: dict[int, TrialRecord] = {}
     lines = raw.split(b"\n")
     good = 0
@@ -102,18 +105,18 @@ def read(sweep_dir: Path) -> JournalContents:
             elif event == "front":
                 front, dense = tuple(entry["points"]), DenseFigures(**entry["dense"])
             elif event == "end":
-                ended = str(entry["reason"])
+                ended, seconds = str(entry["reason"]), dict(entry.get("seconds", {}))
             else:
                 raise ValueError(f"unknown event {event!r}")
         except (ValueError, KeyError, TypeError) as error:
             if position == len(lines) - 1:
-                return JournalContents(header, tuple(records.values()), front, dense, ended, 1, good)
+                return JournalContents(header, tuple(records.values()), front, dense, ended, seconds, 1, good)
             raise SweepError(
                 f"{path}, line {position + 1}: not a journal entry ({type(error).__name__}: {error}); "
                 "restore the file, or delete that line to run its trial again"
             ) from None
         good += len(line) + 1
-    return JournalContents(header, tuple(records.values()), front, dense, ended, 0, min(good, len(raw)))
+    return JournalContents(header, tuple(records.values()), front, dense, ended, seconds, 0, min(good, len(raw)))
 
 
 class Journal:
@@ -188,9 +191,9 @@ class Journal:
         """Write the measured front and the dense model beside it."""
         self._append({"event": "front", "points": [point.to_json() for point in points], "dense": asdict(dense)})
 
-    def write_end(self, reason: str) -> None:
-        """Write why this run of the sweep ended."""
-        self._append({"event": "end", "reason": reason})
+    def write_end(self, reason: str, seconds: Mapping[str, float] | None = None) -> None:
+        """Write why this run of the sweep ended, and the wall time of its parts."""
+        self._append({"event": "end", "reason": reason, "seconds": dict(seconds or {})})
 
     def _append(self, entry: Mapping[str, Any]) -> None:
         if self._file is None:

@@ -114,7 +114,7 @@ def _searcher(schedule: Schedule, on_record: Callable[[TrialRecord], None], stop
         def set_search_properties(self, *args: object, **spec: object) -> bool:
             return True
 
-        def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        def suggest(self, trial_id: str) -> Any:
             if stop.reason:
                 schedule.stop()
             job = schedule.next()
@@ -158,7 +158,8 @@ def _trainable() -> type:
     class TrialTrainable(tune.Trainable):
         """One worker: loads the model, the statistics and the data once, then runs one trial per step."""
 
-        def setup(self, config: dict[str, Any], context: TrialContext, paths: list[str]) -> None:
+        def setup(self, config: dict[str, Any], **shared: Any) -> None:
+            context, paths = shared["context"], shared["paths"]
             sys.path.extend(path for path in paths if path not in sys.path)
             self._runner = TrialRunner(context)
             self._job = Job.from_json(config["job"])

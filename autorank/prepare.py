@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -18,13 +19,15 @@ from autorank.evaluate import evaluate
 from autorank.objectives import parse_constraint, parse_objectives
 from autorank.profile import profile as profile_model
 from autorank.progress import Reporter
-from autorank.recover import Recovery, Teacher
+from autorank.recover import Teacher
 from autorank.solvers import whitening
 from autorank.space import SearchSpace, build_space, read_space
 from autorank.tasks import Task
 from autorank.trial import TrialContext, versions
-from autorank.types import Choice, Evaluation, ModelProfile, SweepHeader
+from autorank.types import Choice, Evaluation, LayerSpec, ModelProfile, SweepHeader
 
+# Seconds of measuring per layer in the table that predicts latencies: hundreds of candidates must not take minutes.
+LAYER_SECONDS = 0.05
 Latencies = Mapping[tuple[str, Choice | None], float]
 
 
@@ -51,12 +54,6 @@ def resolve_device(name: str) -> str:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ConfigError(f"device {name!r} is not available on this machine")
     return name
-
-
-def recovery_of(config: SweepConfig) -> Recovery:
-    """Return the recovery settings of a sweep."""
-    names = {field.name for field in fields(Recovery)}
-    return Recovery(**{key: value for key, value in config.recovery.model_dump().items() if key in names})
 
 
 def prepare(
@@ -115,7 +112,7 @@ def prepare(
     try:
         stats_file = _statistics(model, task, space, config, device, cache, reporter)
         dense = before.dense if before is not None else _dense(model, task, device, reporter)
-        recovery = recovery_of(config)
+        recovery = config.recovery
         teacher_file = cache / "teacher.npy"
         if recovery.steps and recovery.distill > 0:
             Teacher.build(
@@ -136,8 +133,6 @@ def prepare(
         teacher_file=teacher_file,
         latencies=latencies,
     )
-    import time
-
     header = before or SweepHeader(
         sweep_id=directory.resolve().name,
         created=time.time(),
@@ -219,7 +214,7 @@ def _statistics(
     total = -(-config.calibration // 64)
     reporter.step(what, 0, total)
 
-    def inputs() -> object:
+    def inputs() -> Iterator[tuple[torch.Tensor, ...]]:
         for done, batch in enumerate(task.calibration_batches(config.calibration, 64)):
             yield batch.inputs
             reporter.step(what, min(done + 1, total), total)
@@ -239,23 +234,26 @@ def _latencies(
 ) -> tuple[Latencies, float]:
     """Measure every candidate layer alone, before any trial runs; the table is kept for a resumed sweep."""
     path = cache / "latencies.json"
-    pairs: list[tuple[object, Choice | None]] = []
+    pairs: list[tuple[LayerSpec, Choice | None]] = []
     for layer in space.layers:
         pairs.append((layer.spec, None))
         pairs.extend((layer.spec, candidate.choice) for candidate in layer.candidates)
     if path.is_file():
         saved = json.loads(path.read_text())
-        table = {(name, Choice.from_json(choice) if choice else None): ms for name, choice, ms in saved["layers"]}
-        if all((spec.name, choice) in table for spec, choice in pairs):  # type: ignore[attr-defined]
-            return table, saved["dense_ms"]
-    what = "layer latencies"
-    table = {}
-    for done, pair in enumerate(pairs):
-        reporter.step(what, done, len(pairs))
-        table.update(measure.time_layers([pair], config.latency.threads, device, config.latency.batch))  # type: ignore[list-item]
-    reporter.step(what, len(pairs), len(pairs))
+        known = {(name, Choice.from_json(choice) if choice else None): ms for name, choice, ms in saved["layers"]}
+        if all((spec.name, choice) in known for spec, choice in pairs):
+            return known, saved["dense_ms"]
+
+    def shown() -> Iterator[tuple[LayerSpec, Choice | None]]:
+        for done, pair in enumerate(pairs):
+            reporter.step("layer latencies", done, len(pairs))
+            yield pair
+        reporter.step("layer latencies", len(pairs), len(pairs))
+
+    settings = config.latency
+    table = measure.time_layers(shown(), settings.threads, device, settings.batch, min_run_time=LAYER_SECONDS)
     inputs = tuple(x.to(device) for x in batched(task.example_inputs, config.latency.batch))
-    dense = measure.time_module(model.to(device), inputs, config.latency.threads, device=device).median_ms
+    dense = measure.time_module(model.to(device), inputs, settings.threads, device=device).median_ms
     rows = [[name, choice.to_json() if choice else None, ms] for (name, choice), ms in table.items()]
     part = path.with_suffix(".part")
     part.write_text(json.dumps({"dense_ms": dense, "layers": rows}))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +44,8 @@ class SearchResult:
         The front, best score first, with test scores and latencies where they were measured.
     ended : str
         Why the search ended.
+    seconds : mapping
+        Wall time of the last run: prepare, search, front.
     dense : DenseFigures or None
         The dense model, measured beside the front.
     ui_command : str
@@ -55,6 +57,7 @@ class SearchResult:
     records: tuple[TrialRecord, ...]
     points: tuple[FrontPoint, ...]
     ended: str
+    seconds: Mapping[str, float] = field(default_factory=dict)
     dense: DenseFigures | None = None
     ui_command: str = ""
     _task: Task | None = None
@@ -252,7 +255,9 @@ def open_sweep(directory: Path | str, task: Task | None = None) -> SearchResult:
     measured = {point.record.number: point for point in contents.front_points()}
     front = front_of(contents.records, header.objectives, header.constraints)
     points = tuple(measured.get(record.number, FrontPoint(record)) for record in front)
-    return SearchResult(directory, header, contents.records, points, contents.ended, contents.dense, _task=task)
+    return SearchResult(
+        directory, header, contents.records, points, contents.ended, contents.seconds, contents.dense, _task=task
+    )
 
 
 def task_of(config: SweepConfig) -> Task:
@@ -308,6 +313,7 @@ def _run(
             outcome.records,
             outcome.points,
             outcome.ended,
+            outcome.seconds,
             outcome.dense,
             outcome.ui_command,
             _task=given,

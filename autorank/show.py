@@ -64,7 +64,7 @@ def print_profile(
     from autorank.profile import profile
     from autorank.search import task_of
     from autorank.space import build_space, read_space
-    from autorank.tasks import load_model
+    from autorank.tasks.models import NamedModel
 
     if model is None:
         raise ConfigError("no model given: name it with --model python:pkg.mod:factory")
@@ -77,7 +77,7 @@ def print_profile(
         task = task_of(config)
         net, inputs = task.model(), task.example_inputs
     else:
-        net = load_model(model, weights, model_args)
+        net = NamedModel(model, model_args, weights).template()
         inputs = tuple(torch.randn(1, *shape) for shape in shapes)
     result = profile(net, inputs)
     candidates = None

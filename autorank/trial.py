@@ -16,10 +16,10 @@ import torch
 from torch import nn
 
 from autorank import measure
-from autorank import plan as plans
 from autorank.errors import AutorankError, TrialFailure
 from autorank.evaluate import evaluate
 from autorank.fitcache import FitCache
+from autorank.plan import apply, build
 from autorank.recover import Recovery, Teacher, fine_tune, reestimate_batch_norm
 from autorank.schedule import Job
 from autorank.solvers import whitening
@@ -135,7 +135,7 @@ class TrialRunner:
 
         if not path.is_file():
             return None
-        model = plans.build(self._dense, plan)
+        model = build(self._dense, plan)
         try:
             load_model(model, str(path), device=str(self.context.device))
         except (SafetensorError, RuntimeError, OSError):
@@ -146,7 +146,7 @@ class TrialRunner:
     def _run(self, job: Job, clock: _Clock) -> TrialRecord:
         context = self.context
         with clock("fit"):
-            model, layers = plans.apply(
+            model, layers = apply(
                 self._dense, job.plan, specs=context.specs, stats=self._statistics(), cache=self._cache
             )
         cost, layers = self._measure(model, layers, clock)
