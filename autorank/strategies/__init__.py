@@ -1,0 +1,63 @@
+"""Strategies over one ask/tell interface, by name.
+
+`make` builds one, `names` lists them, `register` adds one of your own (which should pass
+`autorank.testing.strategies.StrategyContract`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from autorank.errors import ConfigError
+from autorank.space import SearchSpace
+from autorank.strategies.base import WAIT, Option, Strategy, Wait
+from autorank.strategies.optuna import NSGA2, TPE
+from autorank.strategies.random import RandomSearch
+from autorank.types import Constraint, Objective
+from autorank.yamlfile import did_you_mean
+
+__all__ = ["WAIT", "Option", "Strategy", "Wait", "make", "names", "register"]
+
+_STRATEGIES: dict[str, type[Strategy]] = {}
+
+
+def register(strategy: type[Strategy]) -> None:
+    """Add a strategy under its name.
+
+    Raises
+    ------
+    ConfigError
+        The name is taken by another class.
+    """
+    if _STRATEGIES.setdefault(strategy.name, strategy) is not strategy:
+        raise ConfigError(f"there is a strategy {strategy.name!r} already, choose another name")
+
+
+def names() -> tuple[str, ...]:
+    """Return the names of all strategies, in the order in which they were registered."""
+    return tuple(_STRATEGIES)
+
+
+def make(
+    name: str,
+    space: SearchSpace,
+    objectives: tuple[Objective, ...],
+    constraints: tuple[Constraint, ...] = (),
+    seed: int = 0,
+    options: Mapping[str, Any] | None = None,
+) -> Strategy:
+    """Build the strategy called `name`.
+
+    Raises
+    ------
+    ConfigError
+        No such strategy, an unknown option or value, or a constraint that no plan meets.
+    """
+    if name not in _STRATEGIES:
+        raise ConfigError(f"no strategy {name!r}{did_you_mean(name, names())}; there are {', '.join(names())}")
+    return _STRATEGIES[name](space, objectives, constraints, seed, **dict(options or {}))
+
+
+for _strategy in (TPE, NSGA2, RandomSearch):
+    register(_strategy)

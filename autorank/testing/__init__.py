@@ -1,0 +1,1 @@
+"""Contract tests that every format and every strategy must pass, shipped for people who add their own."""
