@@ -164,7 +164,7 @@ def _digest(tensor: Tensor) -> str:
     """Return the SHA-256 of a tensor's type, shape and bytes."""
     plain = tensor.detach().cpu().contiguous()
     digest = hashlib.sha256(f"{plain.dtype}{tuple(plain.shape)}".encode())
-    digest.update(memoryview(plain.flatten().view(torch.uint8).numpy()))
+    digest.update(plain.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -54,9 +54,19 @@ class Timing:
 
 
 def model_copy(model: nn.Module) -> nn.Module:
-    """Return a deep copy; ModelError when the model cannot be copied."""
+    """Return a deep copy; ModelError when the model cannot be copied.
+
+    Tensors that modules keep as plain attributes are copied without their history: PyTorch's older ``weight_norm``
+    leaves a computed weight there, which it computes anew before every call, and `copy.deepcopy` alone refuses it.
+    """
+    computed = {
+        id(value): value.detach().clone()
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    }
     try:
-        return copy.deepcopy(model)
+        return copy.deepcopy(model, computed)
     except Exception as error:  # any object that the user hung on the model may refuse
         raise ModelError(f"the model cannot be deep-copied: {describe(error)}") from None
 

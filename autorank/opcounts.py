@@ -34,6 +34,8 @@ index_select item lift_fresh masked_select meshgrid movedim numpy_T new_ones one
 pixel_unshuffle rand rand_like randn randn_like repeat repeat_interleave replication_pad1d replication_pad2d
 replication_pad3d reflection_pad1d reflection_pad2d reflection_pad3d resize_as_ scalar_tensor scatter scatter_add
 squeeze_ sym_size tensor tile unflatten unfold view_as channel_shuffle bernoulli bernoulli_
+T adjoint amax amin aminmax clip clip_ concat conj eye hstack linspace log1p logsumexp mH mT nan_to_num ravel real
+reshape_as swapaxes swapdims unsafe_chunk unsafe_split vstack
 """
 NO_MACS: tuple[str, ...] = tuple(f"aten::{name}" for name in _FREE.split())
 
@@ -135,6 +137,7 @@ def handles(uncounted: Counter[str]) -> dict[str, Handle]:
         "aten::bmm": product(0),
         "aten::mv": product(0),
         "aten::dot": product(0),
+        "aten::vdot": product(0),
         "aten::addmm": product(1),
         "aten::addmv": product(1),
         "aten::baddbmm": product(1),
