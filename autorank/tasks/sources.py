@@ -23,11 +23,16 @@ from autorank.tasks.base import Task
 from autorank.tasks.classification import ClassificationTask
 from autorank.tasks.custom import CustomTask
 from autorank.tasks.digits import WHITE, Digits
+from autorank.tasks.encoded import EncodedImages, open_images
 from autorank.tasks.factories import call, resolve
+from autorank.tasks.hub import HUB_KEYS, open_hub
+from autorank.tasks.imagefolder import open_imagefolder
 from autorank.tasks.images import ImageFeed
 from autorank.tasks.memory import ImageArrays
 from autorank.tasks.models import NamedModel
-from autorank.tasks.options import PIPELINE_KEYS, ImageOptions, check_keys
+from autorank.tasks.naming import SPLIT_KEYS
+from autorank.tasks.options import IMAGE_KEYS, PIPELINE_KEYS, ImageOptions, check_keys
+from autorank.tasks.parquet import COLUMN_KEYS, open_parquet
 
 SPLITS = ("train", "validation", "test")
 TASK_KEYS = ("loss", "metric", "metric_name", "direction", "distill", "unpack", "example_inputs", "workers")
@@ -85,6 +90,27 @@ def _digits(args: dict[str, Any], cache_dir: Path | None) -> OpenedData:
     return OpenedData("digits", splits)
 
 
+def _parquet(rest: str, args: dict[str, Any], cache_dir: Path | None) -> OpenedData:
+    check_keys(args, IMAGE_KEYS + SPLIT_KEYS + COLUMN_KEYS, "parquet")
+    return _images(rest, open_parquet(rest, args, cache_dir), args, cache_dir)
+
+
+def _imagefolder(rest: str, args: dict[str, Any], cache_dir: Path | None) -> OpenedData:
+    check_keys(args, IMAGE_KEYS + SPLIT_KEYS, "imagefolder")
+    return _images(rest, open_imagefolder(rest, args), args, cache_dir)
+
+
+def _hub(rest: str, args: dict[str, Any], cache_dir: Path | None) -> OpenedData:
+    check_keys(args, IMAGE_KEYS + SPLIT_KEYS + COLUMN_KEYS + HUB_KEYS, "hf")
+    return _images(rest, open_hub(rest, args), args, cache_dir)
+
+
+def _images(rest: str, splits: Mapping[str, EncodedImages], args: dict[str, Any], cache_dir: Path | None) -> OpenedData:
+    options = ImageOptions.read({key: value for key, value in args.items() if key in IMAGE_KEYS})
+    name = Path(rest.split(",")[0]).name or rest
+    return OpenedData(name, open_images(splits, options, cache_dir))
+
+
 def _python(rest: str, args: dict[str, Any], cache_dir: Path | None) -> OpenedData:
     name = f"python:{rest}"
     made = call(name, resolve(rest, DataError), args, DataError)
@@ -103,4 +129,9 @@ def _python(rest: str, args: dict[str, Any], cache_dir: Path | None) -> OpenedDa
 
 
 Source = Callable[[str, dict[str, Any], Path | None], OpenedData]
-SOURCES: dict[str, Source] = {"python": _python}
+SOURCES: dict[str, Source] = {
+    "hf": _hub,
+    "parquet": _parquet,
+    "imagefolder": _imagefolder,
+    "python": _python,
+}
