@@ -1,0 +1,191 @@
+"""Writes the files of one export into a folder, loads each of them back and holds it against the model."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from autorank import artifacts
+from autorank import plan as plans
+from autorank.comparing import Candidate, Check, Runner, compare, score_tolerance
+from autorank.errors import AutorankError, ExportError
+from autorank.exportdir import FILES, FORMATS, ONNX_DATA, PLAN, REPORT
+from autorank.report import render_report
+from autorank.tasks import Task
+from autorank.types import DenseFigures, FrontPoint, SweepHeader
+from autorank.weightfile import PLAN_ID, read_weights, write_weights
+
+# Rebuilt weights give the same numbers, a traced program the same kernels, another runtime the same mathematics.
+_TOLERANCES = {"safetensors": 1e-5, "pt2": 1e-4, "onnx": 1e-3}
+_HALF = 3e-2  # for models in 16-bit floating point
+
+
+class Exporter:
+    """Writes the files of one export into one folder and checks them."""
+
+    def __init__(
+        self,
+        task: Task,
+        header: SweepHeader,
+        point: FrontPoint,
+        model: nn.Module,
+        formats: tuple[str, ...],
+        device: str,
+        say: Callable[[str], None],
+    ) -> None:
+        self.task, self.header, self.point, self.device, self.say = task, header, point, device, say
+        self.model = copy.deepcopy(model).cpu().eval()
+        self.formats = formats
+        self.required = set(FORMATS if set(formats) != set(FORMATS) else ("safetensors",))
+        self.metadata = {PLAN_ID: point.record.plan_id, "autorank.sweep": header.sweep_id}
+        self.notes: dict[str, str] = {}
+        self.checks: list[Check] = []
+        self._traced: artifacts.Trace | Exception | None = None
+
+    def write(self, folder: Path, examples: int, dense: DenseFigures | None) -> tuple[Check, ...]:
+        """Write all files into `folder`; return the checks."""
+        (folder / PLAN).write_text(json.dumps(self.point.record.plan.to_json(), indent=2) + "\n", encoding="utf-8")
+        candidates = []
+        for name in self.formats:
+            self.say(f"writing {FILES[name]}")
+            try:
+                run = getattr(self, f"_{name}")(folder / FILES[name])
+                candidates.append(Candidate(FILES[name], run, self._tolerance(name)))
+            except OSError:
+                raise
+            except Exception as error:
+                self._gave_up(folder, name, error)
+        self.say(f"comparing {', '.join(c.file for c in candidates)} with the model")
+        reference = _runner(self.model if self.device == "cpu" else copy.deepcopy(self.model), self.device)
+        try:
+            with _full_precision(), torch.no_grad():
+                found = compare(reference, candidates, self.task, examples, self.header.dense.score)
+        except AutorankError:
+            raise
+        except Exception as error:
+            raise ExportError(
+                f"the model to export does not run on validation data: {artifacts.reason(error)}"
+            ) from error
+        for candidate in candidates:
+            if candidate.failure is not None:
+                self._gave_up(folder, candidate.file.removeprefix("model."), candidate.failure)
+            self.checks += found.checks.get(candidate.file, ())
+        self._against_record(found.score, found.examples)
+        for check in self.checks:
+            if not check.passed and not math.isnan(check.value):
+                raise ExportError(
+                    f"{check.file} does not behave as the model does: {check.what} is {check.value:.3g}, "
+                    f"and at most {check.limit:.3g} is allowed; nothing was exported"
+                )
+        (folder / REPORT).write_text(self._report(folder, found.examples, dense), encoding="utf-8")
+        return tuple(self.checks)
+
+    def names(self, folder: Path) -> list[str]:
+        """Return the names of the model files that are in `folder`."""
+        names = [FILES[name] for name in self.formats] + [ONNX_DATA]
+        return [name for name in names if (folder / name).exists()]
+
+    def _safetensors(self, path: Path) -> Runner:
+        write_weights(self.model, path, self.metadata)
+        rebuilt = plans.build(self.task.model(), self.point.record.plan).cpu()
+        return _runner(read_weights(rebuilt, path, self.point.record.plan_id), self.device)
+
+    def _pt2(self, path: Path) -> Runner:
+        traced = self._trace(path.name)
+        artifacts.write_pt2(traced, path)
+        return artifacts.open_pt2(path, traced.batch)
+
+    def _onnx(self, path: Path) -> Runner:
+        traced = self._trace(path.name)
+        with torch.no_grad():
+            outputs = self.model(*traced.inputs)
+        opset = artifacts.write_onnx(traced, self.model, outputs, path, self.metadata)
+        beside = f"; weights in `{ONNX_DATA}`" if (path.parent / ONNX_DATA).exists() else ""
+        self.notes[path.name] = f"opset {opset}{beside}"
+        return artifacts.open_onnx(path, traced.batch)
+
+    def _trace(self, file: str) -> artifacts.Trace:
+        """Trace once for both formats, and say so when the batch size had to be fixed."""
+        if self._traced is None:
+            self.say("tracing the model")
+            try:
+                self._traced = artifacts.trace(self.model, self.task.example_inputs)
+            except Exception as error:
+                self._traced = error
+        if isinstance(self._traced, Exception):
+            raise self._traced
+        if self._traced.batch is not None:
+            what = f"fixed batch size of {self._traced.batch}" if self._traced.batch else "fixed input sizes"
+            self.checks.append(Check(file, f"{what}: {self._traced.note}", float(self._traced.batch), True))
+        return self._traced
+
+    def _tolerance(self, name: str) -> float:
+        half = any(p.dtype in (torch.float16, torch.bfloat16) for p in self.model.parameters())
+        return _HALF if half else _TOLERANCES[name]
+
+    def _gave_up(self, folder: Path, name: str, error: Exception) -> None:
+        """Take away what is there of a file that cannot be made, and report it or raise."""
+        why = str(error) if isinstance(error, AutorankError) else artifacts.reason(error)
+        if name in self.required:
+            raise ExportError(f"{FILES[name]} could not be made: {why}") from error
+        for file in (FILES[name], f"{FILES[name]}.data"):
+            (folder / file).unlink(missing_ok=True)
+        self.notes.pop(FILES[name], None)
+        self.checks = [check for check in self.checks if check.file != FILES[name]]
+        self.checks.append(Check(FILES[name], f"not written: {why}", math.nan, False))
+        self.say(f"{FILES[name]} is left out: {why}")
+
+    def _against_record(self, score: float | None, examples: int) -> None:
+        """Hold the model itself against its trial: the weights must be those that were measured."""
+        recorded = self.point.record.score
+        if score is None or recorded is None or examples < self.task.size("validation"):
+            return
+        # Trials may run on an accelerator, in other sums than here.
+        limit = max(score_tolerance(recorded, self.header.dense.score, examples), 0.01 * abs(recorded))
+        what = f"{self.header.metric} against the trial's record"
+        self.checks.append(Check("the model", what, abs(score - recorded), abs(score - recorded) <= limit, limit))
+
+    def _report(self, folder: Path, examples: int, dense: DenseFigures | None) -> str:
+        from importlib.metadata import version
+
+        names = [PLAN, *self.names(folder)]
+        return render_report(
+            self.header,
+            self.point,
+            sizes={name: (folder / name).stat().st_size for name in names},
+            checks=self.checks,
+            dense=dense,
+            examples=examples,
+            input_names=artifacts.input_names(self.model, self.task.example_inputs),
+            notes=self.notes,
+            versions={name: version(name) for name in ("safetensors", "onnx", "onnxscript", "onnxruntime")},
+        )
+
+
+def _runner(model: nn.Module, device: str) -> Runner:
+    model = model.to(device).eval()
+
+    def run(inputs: tuple[Tensor, ...]) -> Any:
+        return tree_map_only(Tensor, lambda x: x.detach().cpu(), model(*(x.to(device) for x in inputs)))
+
+    return run
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """Switch TF32 off: its rounding would look like a difference between the files."""
+    matmul, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, cudnn
