@@ -105,15 +105,14 @@ def hypervolume_png(header: SweepHeader, records: Sequence[TrialRecord]) -> byte
     return hypervolume_image(*_volume_title(header, volumes), volumes)
 
 
-def front_table(header: SweepHeader, points: Sequence[FrontPoint], dense_latency_ms: float | None = None) -> DataFrame:
+def front_table(header: SweepHeader, points: Sequence[FrontPoint]) -> DataFrame:
     """Return the front as a table, one row per point in the order given.
 
     Parameters
     ----------
     header : SweepHeader
+        With the latency of the dense model in `dense_cost`, where the points have one.
     points : sequence of FrontPoint
-    dense_latency_ms : float, optional
-        Latency of the dense model measured beside the points; the header's own when it is not given.
 
     Returns
     -------
@@ -124,7 +123,7 @@ def front_table(header: SweepHeader, points: Sequence[FrontPoint], dense_latency
     """
     from pandas import DataFrame
 
-    dense_ms = dense_latency_ms or header.dense_cost.latency_ms
+    dense_ms = header.dense_cost.latency_ms
     sign = 1.0 if header.direction == "max" else -1.0
     rows = []
     for point in points:

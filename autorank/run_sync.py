@@ -1,0 +1,266 @@
+"""Brings the runs of a sweep in line with its records: what should stand there against what does.
+
+Nothing here knows MLflow: the runs are reached through `Runs`. Every step compares before it writes and a trial's run
+is ended last, so a writing that was broken off anywhere is completed by the next, and one too many writes nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+from autorank import figures, run_values
+from autorank.front import front_of
+from autorank.run_values import NUMBER, PARENT, RECOMMENDED, ROLE, STATE, SWEEP_ID, RunValues
+from autorank.scene import hypervolumes, recommended
+from autorank.types import DenseFigures, FrontPoint, SweepHeader, TrialRecord
+
+_HEADER = "autorank.header"
+_FIGURES = "autorank.figures"
+_OPEN = ("RUNNING", "SCHEDULED")
+_STATUS = {"running": "RUNNING", "finished": "FINISHED"}
+
+Metric = tuple[str, float, int, int]
+"""Key, value, step, Unix time in milliseconds."""
+
+
+@dataclass(slots=True)
+class Run:
+    """A run as it stands in the store."""
+
+    id: str
+    status: str
+    start: int
+    tags: dict[str, str]
+    metrics: dict[str, float]
+
+
+class Runs(Protocol):
+    """The store of runs; every method may raise when the store is away."""
+
+    def find(self, tags: Mapping[str, str]) -> list[Run]:
+        """Return the runs that carry all of `tags`."""
+
+    def steps(self, run: Run, metric: str) -> int:
+        """Return how many values of `metric` the run has."""
+
+    def create(self, values: RunValues, tags: Mapping[str, str]) -> Run:
+        """Make a run that has the tags of `values` and `tags`."""
+
+    def write(self, run: Run, metrics: Sequence[Metric], tags: Mapping[str, str], params: Mapping[str, str]) -> None:
+        """Add metrics, tags and params; values that stand there already are not doubled."""
+
+    def drop_tag(self, run: Run, tag: str) -> None:
+        """Take a tag away."""
+
+    def files(self, run: Run, files: Mapping[str, str | bytes | Path], folder: str = "") -> None:
+        """Write artifacts, given by content or as files to copy."""
+
+    def set_status(self, run: Run, status: str, when: int) -> None:
+        """End the run at `when` (milliseconds), or open it again with the status RUNNING."""
+
+    def delete(self, run: Run) -> None:
+        """Delete a run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What should stand in the store.
+
+    Attributes
+    ----------
+    header : SweepHeader
+    records : tuple of TrialRecord
+        In the order in which the trials finished.
+    points : tuple of FrontPoint or None
+        The measured front; None until it has been measured.
+    dense : DenseFigures or None
+        The dense model measured beside it.
+    files : tuple of Path
+        More files to keep with the sweep.
+    state : str
+        ``running``, ``finished`` or ``stopped``.
+    """
+
+    header: SweepHeader
+    records: tuple[TrialRecord, ...] = ()
+    points: tuple[FrontPoint, ...] | None = None
+    dense: DenseFigures | None = None
+    files: tuple[Path, ...] = ()
+    state: str = "running"
+
+    def front(self) -> tuple[FrontPoint, ...]:
+        """Return the measured front, else the present one, not yet measured."""
+        if self.points is not None:
+            return self.points
+        found = front_of(self.records, self.header.objectives, self.header.constraints)
+        return tuple(FrontPoint(record) for record in found)
+
+    def measured_header(self) -> SweepHeader:
+        """Return the header with the dense latency that was measured beside the front."""
+        if self.dense is None or self.dense.latency_ms is None:
+            return self.header
+        return replace(self.header, dense_cost=replace(self.header.dense_cost, latency_ms=self.dense.latency_ms))
+
+    def shown(self) -> str:
+        """Return a short hash of what figures, tables and files show."""
+        parts: list[object] = [[(r.number, r.plan_id) for r in self.records], self.dense]
+        parts += [point.to_json() for point in self.points or ()]
+        parts += [(path.name, path.stat().st_size) for path in self.files if path.is_file()]
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+class SweepRuns:
+    """The runs of one sweep, read from the store once and then kept in step with what is written.
+
+    Attributes
+    ----------
+    touched : set of str
+        Ids of the runs that were made or changed.
+    """
+
+    def __init__(self, runs: Runs, header: SweepHeader) -> None:
+        self.runs = runs
+        self.touched: set[str] = set()
+        self.children: dict[int, Run] = {}
+        self.volumes = 0
+        found = runs.find({ROLE: "sweep", SWEEP_ID: header.sweep_id})
+        if found:
+            self.parent = found[0]
+            self.volumes = runs.steps(self.parent, "hypervolume")
+            for child in runs.find({PARENT: self.parent.id}):
+                if child.tags.get(NUMBER, "").isdecimal():
+                    self.children[int(child.tags[NUMBER])] = child
+        else:
+            self.parent = self._create(run_values.sweep_values(header), {})
+
+    def sync(self, wanted: Wanted, draw: bool) -> None:
+        """Write whatever of `wanted` is not there; with `draw`, figures and tables too when they have changed."""
+        if _HEADER not in self.parent.tags:
+            values = run_values.sweep_values(wanted.header)
+            self._files(self.parent, values.files)
+            self._write(self.parent, _at(values), {_HEADER: "written"}, values.params)
+        for record in wanted.records:
+            self._sync_trial(record, wanted.header.sweep_id)
+        self._sync_volumes(wanted)
+        front = wanted.front()
+        self._sync_front(wanted, front)
+        if draw and self.parent.tags.get(_FIGURES) != (shown := wanted.shown()):
+            self._draw(wanted, front)
+            self._write(self.parent, tags={_FIGURES: shown})
+        self._sync_state(wanted)
+
+    def _create(self, values: RunValues, tags: Mapping[str, str]) -> Run:
+        run = self.runs.create(values, tags)
+        self.touched.add(run.id)
+        return run
+
+    def _write(
+        self,
+        run: Run,
+        metrics: Sequence[Metric] = (),
+        tags: Mapping[str, str] | None = None,
+        params: Mapping[str, str] | None = None,
+    ) -> None:
+        if metrics or tags or params:
+            self.runs.write(run, metrics, tags or {}, params or {})
+            self.touched.add(run.id)
+            run.tags |= tags or {}
+            run.metrics |= {name: value for name, value, _, _ in metrics}
+
+    def _update(self, run: Run, metrics: Mapping[str, float], tags: Mapping[str, str]) -> None:
+        """Write those values that differ from what is there; the clock makes the last writing the one that counts."""
+        now = run_values.milliseconds(time.time())
+        changed = [(name, value, 0, now) for name, value in metrics.items() if run.metrics.get(name) != value]
+        self._write(run, changed, {name: value for name, value in tags.items() if run.tags.get(name) != value})
+
+    def _files(self, run: Run, files: Mapping[str, str | bytes | Path], folder: str = "") -> None:
+        if files:
+            self.runs.files(run, files, folder)
+            self.touched.add(run.id)
+
+    def _sync_trial(self, record: TrialRecord, sweep_id: str) -> None:
+        child = self.children.get(record.number)
+        if child is not None and child.status not in _OPEN:
+            if child.tags.get("plan_id") == record.plan_id and child.start == run_values.milliseconds(record.started):
+                return
+            # The journal was mended by hand and the trial run again: what stands here is no longer true.
+            self.runs.delete(self.children.pop(record.number))
+            child = None
+        values = run_values.trial_values(record, sweep_id)
+        if child is None:
+            child = self.children[record.number] = self._create(values, {PARENT: self.parent.id})
+        self._write(child, _at(values), values.tags, values.params)
+        self._files(child, values.files)
+        self._set_status(child, values.status, values.end)
+
+    def _set_status(self, run: Run, status: str, when: int) -> None:
+        self.runs.set_status(run, status, when)
+        run.status = status
+        self.touched.add(run.id)
+
+    def _sync_volumes(self, wanted: Wanted) -> None:
+        if self.volumes < len(wanted.records):
+            pairs = list(zip(hypervolumes(wanted.header, wanted.records), wanted.records, strict=True))
+            self._write(
+                self.parent,
+                [
+                    ("hypervolume", volume, step, run_values.end_of(record))
+                    for step, (volume, record) in enumerate(pairs, 1)
+                    if step > self.volumes
+                ],
+            )
+            self.volumes = len(pairs)
+
+    def _sync_front(self, wanted: Wanted, front: Sequence[FrontPoint]) -> None:
+        pick = recommended(wanted.header, [point.record for point in front])
+        self._mark("front", {point.record.number for point in front})
+        self._mark("recommended", {pick.number} if pick else set())
+        self._update(self.parent, {}, {RECOMMENDED: str(pick.number)} if pick else {})
+        for point in wanted.points or ():
+            child = self.children.get(point.record.number)
+            if child is not None:
+                self._update(child, *run_values.point_values(point, wanted.dense))
+        if wanted.dense is not None:
+            dense = {"dense_test_score": wanted.dense.test_score, "dense_latency_ms": wanted.dense.latency_ms}
+            self._update(self.parent, dict(run_values.finite(dense)), {})
+
+    def _mark(self, tag: str, numbers: Iterable[int]) -> None:
+        """Let exactly the trials with `numbers` carry `tag`."""
+        for number, child in self.children.items():
+            if number in numbers:
+                self._update(child, {}, {tag: "true"})
+            elif tag in child.tags:
+                self.runs.drop_tag(child, tag)
+                del child.tags[tag]
+                self.touched.add(child.id)
+
+    def _draw(self, wanted: Wanted, front: Sequence[FrontPoint]) -> None:
+        header, records = wanted.measured_header(), wanted.records
+        table = figures.front_table(header, front)
+        drawn: dict[str, str | bytes | Path] = {
+            "pareto.html": figures.pareto_html(header, records, front),
+            "pareto.png": figures.pareto_png(header, records, front),
+            "hypervolume.html": figures.hypervolume_html(header, records),
+            "hypervolume.png": figures.hypervolume_png(header, records),
+            "front.json": table.to_json(orient="split", index=False),
+            "front.csv": table.to_csv(index=False),
+        }
+        self._files(self.parent, drawn)
+        self._files(self.parent, {path.name: path for path in wanted.files if path.is_file()}, "files")
+
+    def _sync_state(self, wanted: Wanted) -> None:
+        status = _STATUS.get(wanted.state, "KILLED")
+        self._update(self.parent, {}, {STATE: wanted.state})
+        if self.parent.status != status:
+            ends = [run_values.end_of(record) for record in wanted.records]
+            self._set_status(self.parent, status, max([run_values.milliseconds(wanted.header.created), *ends]))
+
+
+def _at(values: RunValues) -> list[Metric]:
+    """Return the metrics with the run's own time: taken from the record, so that writing twice writes the same."""
+    return [(name, value, step, values.end) for name, value, step in values.metrics]

@@ -1,0 +1,380 @@
+"""MLflow: a run for the sweep, a nested run for each trial, figures and tables; the only file that imports mlflow.
+
+One thread writes, so that the sweep never waits, and nothing here ever raises into the sweep: the journal is the truth,
+and MLflow is brought up to date from it as soon as it can be (`run_sync`).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sqlite3
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from autorank.mlflow_ui import ui_command
+from autorank.run_sync import Metric, Run, SweepRuns, Wanted
+from autorank.run_values import RunValues, public, reason_of
+from autorank.types import DenseFigures, FrontPoint, SweepHeader, TrialRecord
+
+_log = logging.getLogger("autorank")
+
+RETRY_SECONDS = 30.0
+"""Pause before MLflow is tried again after it failed."""
+
+FIGURE_SECONDS = 30.0
+"""Least time between two drawings of the figures while a sweep runs."""
+
+_FIGURE_SHARE = 20.0  # at most one second in twenty goes into drawing
+_SETTINGS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    # Without these a server that is away would hold the writing thread for minutes.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
+}
+_our_threads: set[int] = set()
+
+
+class _Quiet(logging.Filter):
+    """Keeps what libraries log in our thread off the user's terminal; what other threads log passes."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.thread not in _our_threads
+
+
+_quiet = _Quiet()
+
+
+def _client(uri: str) -> Any:
+    """Return an MLflow client for `uri`, leaving MLflow's global address and active run alone."""
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient
+
+    for handler in logging.getLogger("mlflow").handlers:  # what alembic and sqlalchemy log goes through them as well
+        handler.addFilter(_quiet)
+    logging.getLogger("urllib3.connectionpool").addFilter(_quiet)
+    return MlflowClient(uri)
+
+
+def _sqlite_file(uri: str) -> Path | None:
+    """Return the file of an SQLite address, None for any other."""
+    path = uri.removeprefix("sqlite:///").partition("?")[0]
+    return Path(path).resolve() if uri.startswith("sqlite:///") and path not in ("", ":memory:") else None
+
+
+def _write_ahead(file: Path) -> None:
+    """Switch the database to write-ahead logging, so that readers (the UI) and the writer do not block each other."""
+    connection = sqlite3.connect(file, timeout=20)
+    try:
+        connection.execute("PRAGMA journal_mode=WAL")
+    finally:
+        connection.close()
+
+
+class _MlflowRuns:
+    """`run_sync.Runs` in one experiment of an MLflow store."""
+
+    def __init__(self, uri: str, experiment: str) -> None:
+        file, location = _sqlite_file(uri), None
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            _write_ahead(file)
+            location = (file.parent / "mlartifacts").as_uri()
+        self.client = _client(uri)
+        found = self.client.get_experiment_by_name(experiment)
+        if found is not None and found.lifecycle_stage != "active":
+            raise RuntimeError(f"experiment {experiment!r} is deleted there: restore it, or give another name")
+        self.experiment = found.experiment_id if found else self.client.create_experiment(experiment, location)
+
+    def find(self, tags: Mapping[str, str]) -> list[Run]:
+        # Values with a quote in them cannot be said in MLflow's filter language, so all are compared here once more.
+        said = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items() if "'" not in value)
+        return [run for run in self._search(said) if all(run.tags.get(k) == v for k, v in tags.items())]
+
+    def _search(self, condition: str) -> Iterator[Run]:
+        token = None
+        while True:
+            page = self.client.search_runs([self.experiment], condition, max_results=1000, page_token=token)
+            for run in page:
+                info, data = run.info, run.data
+                yield Run(info.run_id, info.status, info.start_time, dict(data.tags), dict(data.metrics))
+            token = page.token
+            if not token:
+                return
+
+    def steps(self, run: Run, metric: str) -> int:
+        return len(self.client.get_metric_history(run.id, metric))
+
+    def create(self, values: RunValues, tags: Mapping[str, str]) -> Run:
+        labels = {**values.tags, **tags}
+        made = self.client.create_run(self.experiment, start_time=values.start, tags=labels, run_name=values.name)
+        return Run(made.info.run_id, made.info.status, values.start, labels, {})
+
+    def write(self, run: Run, metrics: Sequence[Metric], tags: Mapping[str, str], params: Mapping[str, str]) -> None:
+        from mlflow import entities
+
+        points = [entities.Metric(name, value, when, step) for name, value, step, when in metrics]
+        settings = [entities.Param(name, value) for name, value in params.items()]
+        labels = [entities.RunTag(name, value) for name, value in tags.items()]
+        while points or settings or labels:  # MLflow takes 1000 entries at once, of them 100 params and 100 tags
+            self.client.log_batch(run.id, points[:800], settings[:100], labels[:100])
+            points, settings, labels = points[800:], settings[100:], labels[100:]
+
+    def drop_tag(self, run: Run, tag: str) -> None:
+        self.client.delete_tag(run.id, tag)
+
+    def files(self, run: Run, files: Mapping[str, str | bytes | Path], folder: str = "") -> None:
+        with tempfile.TemporaryDirectory() as place:
+            for name, content in files.items():
+                if isinstance(content, Path):
+                    shutil.copyfile(content, Path(place, name))
+                else:
+                    Path(place, name).write_bytes(content.encode() if isinstance(content, str) else content)
+            self.client.log_artifacts(run.id, place, folder or None)
+
+    def set_status(self, run: Run, status: str, when: int) -> None:
+        if status == "RUNNING":
+            self.client.update_run(run.id, status=status)
+        else:
+            self.client.set_terminated(run.id, status, when)
+
+    def delete(self, run: Run) -> None:
+        self.client.delete_run(run.id)
+
+
+class Tracker:
+    """Shows a sweep in MLflow while it runs.
+
+    Parameters
+    ----------
+    uri : str or None
+        Address of an MLflow server or database. None: ``mlflow.db`` in the sweep's directory, in write-ahead mode, with
+        the artifacts in ``mlartifacts`` beside it.
+    sweep_dir : Path
+    experiment : str
+        Name of the MLflow experiment; made when it does not exist.
+    """
+
+    def __init__(self, uri: str | None, sweep_dir: Path, experiment: str = "autorank") -> None:
+        self._uri = uri or f"sqlite:///{Path(sweep_dir).resolve()}/mlflow.db"
+        self._experiment = experiment
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._wanted: Wanted | None = None
+        self._records: dict[int, TrialRecord] = {}
+        self._asked = self._tried = self._done = 0  # counters of what was asked for, and how far the thread has come
+        self._not_before = self._draw_at = 0.0
+        self._draw_now = self._closing = False
+        self._count = 0
+        self._problem = ""
+
+    @property
+    def problem(self) -> str:
+        """Why MLflow is not up to date, in one line without secrets; empty while all is well."""
+        return self._problem
+
+    @property
+    def ui_command(self) -> str:
+        """The one command that opens MLflow on this sweep."""
+        return ui_command(self._uri)
+
+    def start(self, header: SweepHeader) -> None:
+        """Open the sweep's run, or find it again; returns at once."""
+        with self._changed:
+            self._wanted = Wanted(header)
+            self._ask()
+
+    def log(self, record: TrialRecord) -> None:
+        """Write a finished trial; returns at once."""
+        with self._changed:
+            self._records.setdefault(record.number, record)
+            self._ask()
+
+    def finish(
+        self,
+        points: Sequence[FrontPoint],
+        files: Sequence[Path] = (),
+        *,
+        dense: DenseFigures | None = None,
+        state: str = "finished",
+        wait: float = 60.0,
+    ) -> None:
+        """Write the measured front and the last figures, and wait until all is written.
+
+        Parameters
+        ----------
+        points : sequence of FrontPoint
+        files : sequence of Path
+            More files to keep with the sweep's run, under ``files``.
+        dense : DenseFigures, optional
+            The dense model, measured beside the front.
+        state : {"finished", "stopped"}
+        wait : float
+            Seconds to wait at most; what is not written by then goes on in the background until `close`.
+        """
+        with self._changed:
+            if self._wanted is None:
+                return
+            self._wanted = replace(
+                self._wanted, points=tuple(points), files=tuple(map(Path, files)), dense=dense, state=state
+            )
+            self._ask(now=True)
+        self._await(wait)
+
+    def catch_up(
+        self,
+        header: SweepHeader,
+        records: Sequence[TrialRecord],
+        points: Sequence[FrontPoint],
+        *,
+        dense: DenseFigures | None = None,
+        state: str | None = None,
+        wait: float = 60.0,
+    ) -> int:
+        """Bring MLflow up to date from the journal; writing it twice writes nothing the second time.
+
+        Parameters
+        ----------
+        header : SweepHeader
+        records : sequence of TrialRecord
+            In the order in which they were finished.
+        points : sequence of FrontPoint
+            The measured front; empty when it has not been measured.
+        dense : DenseFigures, optional
+        state : str, optional
+            ``finished`` when there are points, else ``running``, unless it is given.
+        wait : float
+            Seconds to wait at most; what is not written by then goes on in the background until `close`.
+
+        Returns
+        -------
+        int
+            How many runs were made or changed; 0 when all was there, or when MLflow could not be reached (`problem`).
+        """
+        with self._changed:
+            self._wanted = Wanted(
+                header,
+                points=tuple(points) or None,
+                dense=dense,
+                state=state or ("finished" if points else "running"),
+            )
+            self._records = {record.number: record for record in records}
+            self._count = 0
+            self._ask(now=True)
+        self._await(wait)
+        return self._count
+
+    def close(self, wait: float = 60.0) -> None:
+        """Write what is left, within `wait` seconds, and end the thread; a sweep not finished is ``stopped``."""
+        with self._changed:
+            thread = self._thread
+            if thread is None:
+                return
+            if self._wanted is not None and self._wanted.state == "running":
+                self._wanted = replace(self._wanted, state="stopped")
+                self._ask(now=True)
+            self._closing = True
+            self._changed.notify_all()
+        thread.join(wait)
+        if thread.is_alive():
+            self._fail(f"it has not taken everything within {wait:g} s")
+
+    def _ask(self, now: bool = False) -> None:
+        """Wake the thread; `now` also ends the pause after a failure and draws the figures. Holds the lock."""
+        if self._wanted is None:
+            return
+        self._wanted = replace(self._wanted, records=tuple(self._records.values()))
+        self._asked += 1
+        if now:
+            self._not_before, self._draw_now = 0.0, True
+        if self._thread is None:
+            self._closing = False
+            self._thread = threading.Thread(target=self._work, name="autorank-mlflow", daemon=True)
+            self._thread.start()
+        self._changed.notify_all()
+
+    def _await(self, wait: float) -> None:
+        with self._changed:
+            asked = self._asked
+            if not self._changed.wait_for(lambda: self._tried >= asked, wait):
+                _log.info("MLflow is still being written in the background")
+
+    def _work(self) -> None:
+        _our_threads.add(threading.get_ident())
+        store: SweepRuns | None = None
+        undrawn = False
+        try:
+            while True:
+                with self._changed:
+                    while not self._closing and (pause := self._pause(undrawn)) > 0:
+                        self._changed.wait(min(pause, 3600.0))
+                    wanted, asked = self._wanted, self._asked
+                    last = self._closing
+                    draw = last or self._draw_now or time.monotonic() >= self._draw_at
+                    self._draw_now = False
+                    hopeless = self._tried == asked and time.monotonic() < self._not_before
+                    written = self._done == asked and not undrawn
+                if wanted is None or (last and (written or hopeless)):
+                    return
+                try:
+                    begun = time.monotonic()
+                    if store is None:
+                        store = SweepRuns(_MlflowRuns(self._uri, self._experiment), wanted.header)
+                    store.sync(wanted, draw and bool(wanted.records))
+                    if draw and wanted.records:
+                        spent = time.monotonic() - begun
+                        self._draw_at = time.monotonic() + max(FIGURE_SECONDS, _FIGURE_SHARE * spent)
+                    undrawn = not draw
+                except Exception as error:
+                    store = None  # what it believes to stand there may be wrong now
+                    self._settle(asked, 0, error)
+                else:
+                    self._settle(asked, len(store.touched), None)
+                    store.touched.clear()
+                if last:
+                    return
+        finally:
+            _our_threads.discard(threading.get_ident())
+            with self._changed:
+                self._thread = None
+                self._tried = self._asked
+                self._changed.notify_all()
+
+    def _pause(self, undrawn: bool) -> float:
+        """Return how many seconds the thread may sleep. Holds the lock."""
+        now = time.monotonic()
+        if self._draw_now and self._asked > self._tried:
+            return 0.0
+        if self._asked > self._done:
+            return self._not_before - now
+        return self._draw_at - now if undrawn else float("inf")
+
+    def _settle(self, asked: int, count: int, error: Exception | None) -> None:
+        with self._changed:
+            self._tried = asked
+            if error is None:
+                self._done = asked
+                self._count += count
+                self._problem = ""
+            else:
+                self._not_before = time.monotonic() + RETRY_SECONDS
+            self._changed.notify_all()
+        if error is not None:
+            self._fail(reason_of(error))
+
+    def _fail(self, reason: str) -> None:
+        """Remember why MLflow is behind, and say so once."""
+        said, self._problem = bool(self._problem), f"MLflow at {public(self._uri)}: {reason}"
+        if not said:
+            _log.warning("%s; the sweep goes on, its journal keeps everything", self._problem)
+
+
+__all__ = ["FIGURE_SECONDS", "RETRY_SECONDS", "Tracker"]
