@@ -181,10 +181,10 @@ def _code(module: str) -> str:
     own = getattr(sys.modules.get(module), "__file__", None)
     if own:
         files.add(Path(own))
-    digest = hashlib.sha256()
-    for file in sorted(files, key=lambda path: path.name):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
+    # Sorted by content, so that it does not matter where the package lies.
+    return hashlib.sha256(
+        "".join(sorted(hashlib.sha256(f.read_bytes()).hexdigest() for f in files)).encode()
+    ).hexdigest()
 
 
 def _errors(
