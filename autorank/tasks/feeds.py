@@ -88,13 +88,14 @@ class IndexedFeed(Feed):
         if len(self.indices) and bool((np.diff(self.indices) > 0).all()):
             mask = np.zeros(int(self.indices[-1]) + 1, dtype=bool)
             mask[self.indices] = True
-            return self.__dict__ | {"indices": np.packbits(mask)}
+            return self.__dict__ | {"indices": None, "packed": np.packbits(mask)}
         return self.__dict__
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        packed = state.pop("packed", None)
         self.__dict__.update(state)
-        if self.indices.dtype == np.uint8:
-            self.indices = np.flatnonzero(np.unpackbits(self.indices)).astype(np.int64)
+        if packed is not None:
+            self.indices = np.flatnonzero(np.unpackbits(packed)).astype(np.int64)
 
     def subset(self, places: Indices) -> Self:
         """Return a feed of the examples at `places` in this one."""

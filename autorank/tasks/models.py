@@ -132,20 +132,24 @@ def _torchvision(rest: str, args: dict[str, Any]) -> tuple[Callable[..., Any], d
 
 
 def _torchhub(rest: str, args: dict[str, Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
-    import torch
-
     repository, colon, entry = rest.rpartition(":")
     if not colon or not repository:
         raise ModelError(f"'torchhub:{rest}' must be torchhub:repository:name")
-    local = Path(repository).is_dir()
-    where: dict[str, Any] = {"source": "local"} if local else {"source": "github", "trust_repo": True}
-    try:
-        known = torch.hub.list(repository, **where, **({} if local else {"verbose": False}))
-    except Exception as error:
-        raise ModelError(f"torchhub repository {repository!r} cannot be opened: {describe(error)}") from error
-    if entry not in known:
-        raise ModelError(f"torchhub repository {repository!r} has no model {entry!r}{near(entry, sorted(known))}")
-    return torch.hub.load, {"repo_or_dir": repository, "model": entry, **where, "verbose": False, **args}
+
+    def load(**args: Any) -> Any:
+        import torch
+
+        # Naming a repository is asking for its code to run, as naming a Python module is; a prompt would hang a worker.
+        local = Path(repository).is_dir()
+        where: dict[str, Any] = {"source": "local"} if local else {"source": "github", "trust_repo": True}
+        try:
+            return torch.hub.load(repository, entry, **where, verbose=False, **args)
+        except RuntimeError as error:
+            if "Missing dependencies" in str(error) and any(name in str(error) for name in ("timm", "torchvision")):
+                raise MissingExtraError(f'{error}: pip install "autorank[vision]"') from error
+            raise
+
+    return load, args
 
 
 def _extra(package: str) -> Any:

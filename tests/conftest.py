@@ -1,0 +1,69 @@
+"""Shared by all tests: one thread, a cache of their own, and the real data beside the checkout where it is found."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+VISION = all(importlib.util.find_spec(name) is not None for name in ("torchvision", "timm"))
+
+# Before anything imports torch or numpy; tests run side by side on few cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def shared_found() -> bool:
+    """Whether the real data and weights lie beside the checkout."""
+    return (SHARED / "data" / "cifar10-jpeg").is_dir() and (SHARED / "models").is_dir()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "vision: needs torchvision and timm (run only when they are installed)")
+    if "AUTORANK_CACHE" not in os.environ or not hasattr(config, "workerinput"):
+        directory = tempfile.TemporaryDirectory(prefix="autorank-tests-")
+        config.add_cleanup(directory.cleanup)
+        os.environ["AUTORANK_CACHE"] = directory.name
+    import torch
+
+    torch.set_num_threads(1)
+    if VISION:
+        _declare_torchvision_operators()
+
+
+def pytest_report_header() -> list[str]:
+    data = str(SHARED) if shared_found() else f"not found ({SHARED}): tests marked 'shared' are deselected"
+    vision = "installed" if VISION else "not installed: tests marked 'vision' are deselected"
+    return [f"shared data: {data}", f"torchvision and timm: {vision}"]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    missing = {"shared": not shared_found(), "vision": not VISION}
+    gone = [item for item in items if any(absent and item.get_closest_marker(m) for m, absent in missing.items())]
+    if gone:
+        config.hook.pytest_deselected(items=gone)
+        items[:] = [item for item in items if item not in gone]
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """Directory of the real data and weights; only for tests marked ``shared``."""
+    assert shared_found(), "mark the test with @pytest.mark.shared"
+    return SHARED
+
+
+def _declare_torchvision_operators() -> None:
+    # A torchvision built for another torch imports once the schemas of its compiled operators are there; models and
+    # transforms need no more than that.
+    import torch
+
+    if hasattr(torch.ops.torchvision, "nms"):
+        return
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for name in ("nms", "qnms"):
+        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    pytest.torchvision_library = library  # type: ignore[attr-defined]  # the schemas live as long as the library object
