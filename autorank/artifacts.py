@@ -187,7 +187,8 @@ def open_onnx(path: Path, batch: int | None) -> Runner:
 def quiet() -> Iterator[None]:
     """Silence what torch.export and torch.onnx print, log and warn about while they work; errors still raise."""
     before = logging.root.manager.disable
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    aside = io.StringIO()
+    with warnings.catch_warnings(), contextlib.redirect_stdout(aside), contextlib.redirect_stderr(aside):
         warnings.simplefilter("ignore")
         logging.disable(logging.CRITICAL)
         try:
@@ -223,7 +224,7 @@ class _TensorsOnly(nn.Module):
 def _export(model: nn.Module, inputs: tuple[Tensor, ...], shapes: Any) -> torch.export.ExportedProgram:
     with quiet(), torch.no_grad():
         program = torch.export.export(model, inputs, dynamic_shapes=shapes)
-    # Both formats would carry the paths and lines of the user's source code along, at several times the graph's own size.
+    # Both formats would carry paths and lines of the user's source code along, several times as large as the graph.
     for module in program.graph_module.modules():
         if isinstance(module, torch.fx.GraphModule):
             for node in module.graph.nodes:

@@ -27,10 +27,13 @@ def check_target(directory: Path, overwrite: bool) -> Path:
     """
     try:
         target = directory.expanduser().resolve()
-        if not target.exists():
+        there = next(path for path in (target, *target.parents) if path.exists())
+        if not there.is_dir():
+            raise ExportError(
+                f"cannot export to {directory}: {there} is a file; give a directory that does not exist yet"
+            )
+        if there != target:
             return target
-        if not target.is_dir():
-            raise ExportError(f"{directory} is a file; give a directory that does not exist yet")
         held = {entry.name for entry in target.iterdir()}
     except (OSError, RuntimeError) as error:
         raise ExportError(f"{directory} cannot be used: {_said(error)}") from None

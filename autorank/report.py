@@ -212,10 +212,11 @@ def _factory(header: SweepHeader) -> str:
         arguments = header.config.get("model_args") or {}
         line = f"from {match[1]} import {match[2]} as factory"
         if isinstance(arguments, Mapping) and arguments:
-            given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+            plain = all(str(key).isidentifier() for key in arguments)
+            given = ", ".join(f"{key}={value!r}" for key, value in arguments.items()) if plain else f"**{arguments!r}"
             line = f"from {match[1]} import {match[2]}\nfactory = lambda: {match[2]}({given})"
         return line
-    origin = f" ({_mask(source)})" if source else ""
+    origin = f" ({_mask(' '.join(source.split()))})" if source else ""
     return f"factory = ...  # a function that returns the dense model{origin}"
 
 

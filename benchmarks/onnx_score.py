@@ -2,9 +2,9 @@
 
     python benchmarks/onnx_score.py EXPORT_DIR --inputs images.npy --labels labels.npy --limit 1000
 
-Inputs are .npy files, one per input of the model in its order, as the model takes them (normalised, channels first), or one
-.npz file with an array ``labels`` and the inputs under the model's own input names (or, for one input, any name). Prints JSON:
-top-1 accuracy in percent, the number of images, milliseconds per image, versions.
+Inputs are .npy files, one per input of the model in its order, as the model takes them (normalised, channels first),
+or one .npz file with an array ``labels`` and the inputs under the model's input names (or, for one input, any name).
+Prints JSON: top-1 accuracy in percent, the number of images, milliseconds per image, versions.
 """
 
 from __future__ import annotations
@@ -88,8 +88,12 @@ def read(files: Sequence[Path], labels: Path | None, names: Sequence[str]) -> tu
             arrays = {name: archive[name] for name in archive.files}
     else:
         if len(files) != len(names):
-            raise ValueError(f"the model has {len(names)} inputs ({', '.join(names)}), and {len(files)} files are given")
-        arrays = {name: np.load(file, mmap_mode="r", allow_pickle=False) for name, file in zip(names, files, strict=True)}
+            raise ValueError(
+                f"the model has {len(names)} inputs ({', '.join(names)}), and {len(files)} files are given"
+            )
+        arrays = {
+            name: np.load(file, mmap_mode="r", allow_pickle=False) for name, file in zip(names, files, strict=True)
+        }
     if labels is not None:
         arrays["labels"] = np.load(labels, allow_pickle=False)
     if "labels" not in arrays:
