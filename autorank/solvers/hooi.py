@@ -1,9 +1,9 @@
 """Tucker-2 of batches of kernels by higher-order orthogonal iteration.
 
-TensorLy's ``partial_tucker`` is as exact and as repeatable, but it decomposes one kernel at a time (a grouped convolution
-is a batch of them) and takes a singular value decomposition of a whole unfolding where the Gram matrix of its short side
-does: on kernels of 64 to 512 channels this solver needed a quarter to a third of its time for the same error to seven
-digits. `tests/solvers/test_hooi.py` holds it to TensorLy.
+TensorLy's ``partial_tucker`` is as exact and as repeatable, but it decomposes one kernel at a time (a grouped
+convolution is a batch of them) and takes a singular value decomposition of a whole unfolding where the Gram matrix of
+its short side does: on kernels of 64 to 512 channels this solver needed a quarter to a half of its time for the same
+error to seven digits. `tests/solvers/test_hooi.py` holds it to TensorLy.
 """
 
 from __future__ import annotations

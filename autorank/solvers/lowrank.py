@@ -17,11 +17,12 @@ def fix_signs(basis: Tensor) -> Tensor:
     return basis * torch.where(sign == 0, torch.ones_like(sign), sign)
 
 
-def _leading(gram: Tensor, rank: int) -> Tensor:
-    """Return the eigenvectors (..., m, rank) of the largest eigenvalues, largest first."""
-    # A scale of one keeps tiny and huge kernels away from the limits of the eigensolver.
-    scale = gram.abs().amax(dim=(-2, -1), keepdim=True)
-    _, vectors = torch.linalg.eigh(gram / torch.where(scale > 0, scale, torch.ones_like(scale)))
+def _leading(matrix: Tensor, rank: int) -> Tensor:
+    """Return the leading left singular vectors (..., m, rank), largest first, from the m × m Gram matrix."""
+    # A scale of one keeps the squares of tiny and huge entries inside the range of the type.
+    scale = matrix.abs().amax(dim=(-2, -1), keepdim=True)
+    matrix = matrix / torch.where(scale > 0, scale, torch.ones_like(scale))
+    _, vectors = torch.linalg.eigh(matrix @ matrix.mT)
     return fix_signs(vectors[..., -rank:].flip(-1))
 
 
@@ -41,10 +42,10 @@ def leading_basis(matrix: Tensor, rank: int) -> Tensor:
     """
     m, n = matrix.shape[-2:]
     if n < m and rank <= n:
-        right = _leading(matrix.mT @ matrix, rank)
+        right = _leading(matrix.mT, rank)
         basis, _ = torch.linalg.qr(matrix @ right)
         return fix_signs(basis)
-    return _leading(matrix @ matrix.mT, rank)
+    return _leading(matrix, rank)
 
 
 def truncated_product(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -64,9 +65,9 @@ def truncated_product(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """
     m, n = matrix.shape[-2:]
     if m <= n:
-        left = _leading(matrix @ matrix.mT, rank)
+        left = _leading(matrix, rank)
         return left, left.mT @ matrix
-    right = _leading(matrix.mT @ matrix, rank)
+    right = _leading(matrix.mT, rank)
     return matrix @ right, right.mT
 
 

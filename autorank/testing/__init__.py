@@ -1,1 +1,1 @@
-"""Contract tests that every format and every strategy must pass, shipped for people who add their own."""
+"""Contract tests for people who add a format of their own; they need pytest, which autorank itself does not."""

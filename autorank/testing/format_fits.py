@@ -1,0 +1,158 @@
+"""The part of the format contract about fits, plain and whitened."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from autorank.errors import FormatError
+from autorank.solvers.whitening import LayerStats, output_error
+from autorank.testing import cases
+from autorank.testing.cases import Case, random
+from autorank.testing.format_base import ContractBase
+
+
+class FitContract(ContractBase):
+    """The factors that a format finds for a weight."""
+
+    # The fit
+
+    def test_identity_at_full_rank(self, sample: Case) -> None:
+        """The largest rank loses nothing."""
+        if not self.exact_at_max_rank:
+            return
+        for options in self.choices(sample.spec):
+            weight = random(sample.spec.weight_shape, 0).float()
+            assert self.error(weight, sample.spec, self.format.max_rank(sample.spec, options), options) < 1e-4
+
+    def test_error_falls_as_the_rank_grows(self, sample: Case) -> None:
+        """More rank is never worse, and in the end better."""
+        weight = random(sample.spec.weight_shape, 0)
+        for options in self.choices(sample.spec):
+            top = self.format.max_rank(sample.spec, options)
+            ranks = [tuple(max(1, math.ceil(r * share)) for r in top) for share in (0.01, 0.25, 0.5, 0.75, 1)]
+            errors = [self.error(weight, sample.spec, rank, options) for rank in ranks]
+            assert all(later <= earlier + 1e-6 for earlier, later in itertools.pairwise(errors))
+            assert errors[-1] < errors[0] <= 1 + 1e-6
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")], ids=str)
+    def test_weight_that_is_not_finite_names_the_layer(self, value: float, sample: Case) -> None:
+        """NaN and infinite weights are errors that name the layer."""
+        weight = torch.ones(sample.spec.weight_shape)
+        weight.view(-1)[3] = value
+        for options in self.choices(sample.spec):
+            with pytest.raises(FormatError, match=sample.spec.name):
+                self.format.fit(weight, sample.spec, self.middle_rank(sample.spec, options), options)
+
+    def test_weight_of_another_shape_names_the_layer(self, sample: Case) -> None:
+        """A weight of another shape is an error that names the layer."""
+        for options in self.choices(sample.spec):
+            with pytest.raises(FormatError, match=sample.spec.name):
+                self.format.fit(torch.ones(4, 4), sample.spec, self.middle_rank(sample.spec, options), options)
+
+    @pytest.mark.parametrize("hard", list(cases.HARD_WEIGHTS))
+    @pytest.mark.parametrize("whiten", ["none", "input"])
+    def test_hard_weights_stay_finite(self, hard: str, whiten: str, sample: Case) -> None:
+        """Zero, constant, tiny, huge and rank-deficient weights give finite factors and outputs."""
+        spec = sample.spec
+        weight = cases.HARD_WEIGHTS[hard](spec.weight_shape).float()
+        for options in self.whitened(spec, whiten):
+            stats = cases.real_statistics(sample)
+            for rank in (self.middle_rank(spec, options), self.format.max_rank(spec, options)):
+                factors = self.format.fit(weight, spec, rank, options, stats)
+                approx = self.format.reconstruct(factors, spec, options)
+                assert torch.isfinite(approx).all()
+                y = self.format.layer(spec, rank, options, factors)(sample.input(1, dtype=torch.float32))
+                assert torch.isfinite(y).all()
+            if self.exact_at_max_rank:
+                error = (approx.double() - weight.double()).norm()
+                assert error <= 1e-4 * weight.double().norm()
+
+    def test_same_seed_same_factors_bit_for_bit(self, sample: Case) -> None:
+        """The fit is a function of its arguments: no global random state, no change to the weight."""
+        weight = random(sample.spec.weight_shape, 0).float()
+        before = weight.clone()
+        stats = cases.real_statistics(sample)
+        for whiten in ("none", "input"):
+            for options in self.whitened(sample.spec, whiten):
+                rank = self.middle_rank(sample.spec, options)
+                state = torch.random.get_rng_state()
+                one = self.format.fit(weight, sample.spec, rank, options, stats, seed=3)
+                assert torch.equal(state, torch.random.get_rng_state()), "the fit draws from the global generator"
+                with torch.random.fork_rng():
+                    torch.manual_seed(99)
+                    two = self.format.fit(weight, sample.spec, rank, options, stats, seed=3)
+                assert all(torch.equal(one[name], two[name]) for name in one)
+        assert torch.equal(weight, before), "the fit changed the weight"
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+    def test_weights_of_other_types(self, dtype: torch.dtype, sample: Case) -> None:
+        """Weights of every floating-point type give float32 factors without gradients."""
+        weight = nn.Parameter(random(sample.spec.weight_shape, 0).to(dtype))
+        for options in self.choices(sample.spec):
+            factors = self.format.fit(weight, sample.spec, self.middle_rank(sample.spec, options), options)
+            assert all(f.dtype == torch.float32 and not f.requires_grad for f in factors.values())
+
+    # Whitening
+
+    def test_whitened_output_error_is_at_most_the_plain_one(self, sample: Case) -> None:
+        """Whitening lowers the output error that it is meant to lower."""
+        spec = sample.spec
+        weight = random(spec.weight_shape, 0)
+        # Separable statistics: what a format whitens by is then the whole truth, whichever axes it merges.
+        stats = cases.separable_statistics(spec)
+        for plain in self.choices(spec):
+            if "input" not in self.format.whitenings(spec, plain):
+                continue
+            rank = self.middle_rank(spec, plain)
+            errors = []
+            for options in (plain, tuple(sorted((*plain, ("whiten", "input"), ("shrink", 0.0))))):
+                factors = self.format.fit(weight, spec, rank, options, stats)
+                errors.append(output_error(weight, self.format.reconstruct(factors, spec, options), stats))
+            assert errors[1] <= errors[0] * (1 + 1e-5)
+
+    @pytest.mark.parametrize("scale", [0.0, 1e-30, 1e30], ids=["dead", "tiny", "huge"])
+    def test_whitening_by_extreme_or_singular_statistics(self, scale: float, sample: Case) -> None:
+        """Dead inputs and extreme scales stay finite, and full rank still loses nothing."""
+        spec = sample.spec
+        weight = random(spec.weight_shape, 0).float()
+        stats = cases.separable_statistics(spec)
+        covariance = stats.covariance.clone()
+        covariance[:, : covariance.shape[1] // 2] = 0
+        covariance[:, :, : covariance.shape[1] // 2] = 0
+        for options in self.whitened(spec, "input"):
+            top = self.format.max_rank(spec, options)
+            for cov in (covariance, stats.covariance * scale):
+                factors = self.format.fit(weight, spec, top, options, LayerStats(cov, 10))
+                assert all(torch.isfinite(factor).all() for factor in factors.values())
+                if self.exact_at_max_rank:
+                    error = (self.format.reconstruct(factors, spec, options) - weight).norm() / weight.norm()
+                    assert error < 1e-4
+
+    def test_whitening_needs_the_layers_own_statistics(self, sample: Case) -> None:
+        """Missing, foreign or broken statistics are errors that name the layer."""
+        spec = sample.spec
+        nan = torch.full_like(cases.separable_statistics(spec).covariance, float("nan"))
+        for options in self.whitened(spec, "input"):
+            rank = self.middle_rank(spec, options)
+            for stats in (None, LayerStats(torch.eye(2)[None], 1), LayerStats(nan, 1)):
+                with pytest.raises(FormatError, match=spec.name):
+                    self.format.fit(random(spec.weight_shape, 0), spec, rank, options, stats)
+
+    def test_whitening_by_factorised_statistics(self, sample: Case) -> None:
+        """Channel statistics alone give what full ones give when the kernel positions are white."""
+        spec = sample.spec
+        weight = random(spec.weight_shape, 0)
+        full = cases.separable_statistics(spec)
+        channels = LayerStats(full.reduced(spec.kernel, ()), full.count, factorised=True)
+        for options in self.whitened(spec, "input"):
+            rank = self.middle_rank(spec, options)
+            one, two = (
+                self.format.reconstruct(self.format.fit(weight, spec, rank, options, stats), spec, options)
+                for stats in (full, channels)
+            )
+            torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
