@@ -17,7 +17,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $(STAMP)
 
 demo: setup
-	@$(BIN)/python examples/demo.py
+	@$(BIN)/autorank demo
 
 test: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

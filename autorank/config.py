@@ -96,7 +96,7 @@ class SweepConfig(_Section):
         try:
             return Recovery(**value)
         except ConfigError as error:
-            raise PydanticCustomError("recovery", "{error}", {"error": str(error)}) from None
+            raise PydanticCustomError("recovery", "{error}", {"error": str(error).removeprefix("recovery: ")}) from None
 
     @field_validator("objectives", "constraints", mode="before")
     @classmethod

@@ -9,9 +9,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from autorank import strategies
 from autorank.config import SweepConfig
-from autorank.errors import EmptyFrontError
+from autorank.errors import EmptyFrontError, SweepError
 from autorank.finish import measure_front
 from autorank.front import front_of
 from autorank.journal import Journal
@@ -57,7 +59,23 @@ class Driver:
         self.dense: DenseFigures | None = None
 
     def run(self) -> Outcome:
-        """Prepare, search, measure the front."""
+        """Prepare, search, measure the front.
+
+        Raises
+        ------
+        AutorankError
+            What a person can mend, the disk included; all trials that finished before are in the journal.
+        """
+        try:
+            return self._run()
+        except (OSError, SafetensorError) as error:
+            said = getattr(error, "strerror", None) or str(error)
+            named = getattr(error, "filename", None) or self.directory
+            raise SweepError(
+                f"{named}: {said}; what finished is saved: once that is mended, `autorank resume {self.directory}`"
+            ) from None
+
+    def _run(self) -> Outcome:
         config = self.config
         times = [time.perf_counter()]
         with interrupts(self.stop, self.reporter.say):

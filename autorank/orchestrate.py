@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -68,12 +69,17 @@ def run(
         tuner = tune.Tuner(
             tune.with_resources(trainable, {"cpu": 1, **({"gpu": gpus} if gpus else {})}),
             tune_config=tune.TuneConfig(
-                search_alg=searcher, num_samples=-1, max_concurrent_trials=workers, reuse_actors=True
+                search_alg=searcher,
+                num_samples=-1,
+                max_concurrent_trials=workers,
+                reuse_actors=True,
+                trial_dirname_creator=str,
             ),
             run_config=tune.RunConfig(
                 name="tune",
                 storage_path=str(scratch.resolve()),
                 verbose=0,
+                callbacks=[_errors(searcher)],
                 failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
             ),
         )
@@ -110,6 +116,11 @@ def _searcher(schedule: Schedule, on_record: Callable[[TrialRecord], None], stop
         def __init__(self) -> None:
             super().__init__(metric="score", mode="max")
             self._jobs: dict[str, Job] = {}
+            self.errors: dict[str, str] = {}
+
+        def __reduce__(self) -> tuple[type, tuple[()]]:
+            # Tune pickles its tuner into the run's folder at the start; nothing of it is ever read again.
+            return dict, ()
 
         def set_search_properties(self, *args: object, **spec: object) -> bool:
             return True
@@ -130,7 +141,7 @@ def _searcher(schedule: Schedule, on_record: Callable[[TrialRecord], None], stop
             if job is None:
                 return
             if result is not None and "record" in result and not error:
-                record = TrialRecord.from_json(result["record"])
+                record = TrialRecord.from_json(json.loads(result["record"]))
             else:
                 record = TrialRecord(
                     number=job.number,
@@ -138,7 +149,7 @@ def _searcher(schedule: Schedule, on_record: Callable[[TrialRecord], None], stop
                     fidelity=job.fidelity,
                     target=job.fidelity,
                     status="failed",
-                    reason=f"its worker process died {MAX_FAILURES + 1} times (out of memory, or killed from outside)",
+                    reason=f"its worker failed {MAX_FAILURES + 1} times: {self.errors.pop(trial_id, 'it was killed')}",
                 )
             on_record(record)
             schedule.done(record)
@@ -150,6 +161,22 @@ def _searcher(schedule: Schedule, on_record: Callable[[TrialRecord], None], stop
             """Restore nothing: a sweep is resumed by replaying its journal."""
 
     return ScheduleSearcher()
+
+
+def _errors(searcher: Any) -> Any:
+    from ray import tune
+
+    class Errors(tune.Callback):
+        """Keeps the last line of a worker's error, which Tune does not tell the searcher."""
+
+        def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            lines = [line.strip() for line in str(trial.get_error()).splitlines() if line.strip()]
+            searcher.errors[trial.trial_id] = lines[-1][:300] if lines else "no reason given"
+
+        def __reduce__(self) -> tuple[type, tuple[()]]:
+            return dict, ()
+
+    return Errors()
 
 
 def _trainable() -> type:
@@ -170,7 +197,8 @@ def _trainable() -> type:
 
         def step(self) -> dict[str, Any]:
             record = self._runner.run(self._job)
-            return {"record": record.to_json(), "score": record.score or 0.0, "done": True}
+            # One text: Tune flattens nested results on their way to the searcher.
+            return {"record": json.dumps(record.to_json()), "score": record.score or 0.0, "done": True}
 
         def save_checkpoint(self, checkpoint_dir: str) -> None:
             """Keep nothing: a trial is short, and its result is in its record."""

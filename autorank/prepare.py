@@ -181,7 +181,7 @@ def _same_source(before: SweepHeader, task: Task) -> None:
     for key, value in before.fingerprint.items():
         if now.get(key) != value:
             raise SweepError(
-                f"the sweep was started with another {key} ({value} then, {now.get(key)} now); "
+                f"the sweep was started with another {key} (fingerprint {value} then, {now.get(key)} now); "
                 "resume with the same model, weights and data, or start a new sweep"
             )
 

@@ -22,7 +22,9 @@ def _print(*renderables: object) -> None:
 
     console = Console() if sys.stdout.isatty() else Console(width=140)
     for item in renderables:
-        console.print(item, highlight=False, markup=False) if isinstance(item, str) else console.print(item)
+        console.print(item, highlight=False, markup=False, soft_wrap=True) if isinstance(item, str) else console.print(
+            item
+        )
 
 
 def table(title: str, columns: Sequence[tuple[str, bool]], rows: Sequence[Sequence[str]]) -> Table:

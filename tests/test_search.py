@@ -26,7 +26,7 @@ QUICK: dict[str, Any] = {
     "validation": 0.2,
     "trials": 6,
     "space": "small",
-    "recovery": {"steps": 4, "batch_size": 32, "calibration": 64},
+    "recovery": {"steps": 12, "batch_size": 32, "calibration": 64},
     "calibration": 64,
     "seed": 3,
 }
@@ -64,7 +64,7 @@ def test_an_inline_sweep_finds_smaller_models_that_still_work(undisturbed: autor
     front = undisturbed.front
     assert len(front) >= 2
     assert front["macs_kept"].min() < 0.8
-    assert (front["test_score"] > 50).all()
+    assert front["test_score"].max() > 90
     assert (front["latency_ms"] > 0).all()
     assert undisturbed.dense is not None
     assert undisturbed.dense.latency_ms is not None
@@ -209,7 +209,7 @@ def test_resume_refuses_other_weights_and_other_settings(
     with pytest.raises(ConfigError, match="seed cannot change"):
         autorank.resume(undisturbed.directory, seed=9, progress=False)
     other = autorank.load_task(model=demo.MODEL, data="digits", validation=0.2, seed=3)
-    with pytest.raises(SweepError, match="another weights"):
+    with pytest.raises(SweepError, match="another model"):
         autorank.resume(undisturbed.directory, other, progress=False)
     with pytest.raises(SweepError, match="already holds a sweep"):
         autorank.search(**settings, sweep_dir=str(undisturbed.directory), progress=False)
@@ -295,10 +295,10 @@ def test_the_test_split_is_read_only_for_the_final_front(tmp_path: Path) -> None
             reads.append(test.reads)
 
     task = autorank.ClassificationTask(blob_net(), train=train, test=test, validation=0.25)
-    checked = test.reads  # the task may look at the labels once, to check their range
     result = autorank.search(task, **{**SMALL, "progress": Spy()}, sweep_dir=str(tmp_path / "s"))
-    assert set(reads) == {checked}
-    assert test.reads > checked
+    assert len(set(reads)) == 1  # a few examples are hashed for the fingerprint before; none during the search
+    assert reads[0] <= 8
+    assert test.reads >= reads[0] + len(test) * (1 + len(result.points))
     assert all(point.test_score is not None for point in result.points)
 
 

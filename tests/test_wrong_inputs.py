@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -124,13 +125,6 @@ def read_only(folder: Path) -> list[str]:
     return search("--sweep-dir", str(locked / "sweep"))
 
 
-def full_disk(folder: Path) -> list[str]:
-    full = folder / "full"
-    full.mkdir()
-    (full / FILE_NAME).symlink_to("/dev/full")  # every write fails with ENOSPC, as on a full disk
-    return search("--sweep-dir", str(full))
-
-
 def written(folder: Path, text: str) -> Path:
     directory = folder / "sweep"
     directory.mkdir()
@@ -157,6 +151,8 @@ def image_folder(make: Callable[[Path], None]) -> Callable[[Path], list[str]]:
 
 
 def corrupt_image(root: Path) -> None:
+    (root / "train" / "dog").mkdir(parents=True)
+    (root / "train" / "dog" / "broken too.png").write_bytes(b"not an image")
     (root / "train" / "cat").mkdir(parents=True)
     (root / "train" / "cat" / "broken.png").write_bytes(b"not an image")
 
@@ -205,7 +201,7 @@ CASES = [
         "(?i)not finite|nan",
     ),
     # weights
-    Case("weights missing", search("--weights", "nowhere.safetensors"), "nowhere.safetensors.*no such file"),
+    Case("weights missing", search("--weights", "nowhere.safetensors"), "nowhere.safetensors does not exist"),
     Case("weights of another model", weights(other_weights), "somewhere.weight"),
     Case("weights of other shapes", weights(wrong_shapes), r"0\.weight"),
     Case("weights no safetensors", weights(file_with("w.safetensors", b"garbage")), "w.safetensors"),
@@ -216,7 +212,7 @@ CASES = [
     Case("parquet missing", ["search", *MODEL, "--data", "parquet:nowhere", *QUIET], "nowhere"),
     Case("image folder missing", ["search", *MODEL, "--data", "imagefolder:nowhere", *QUIET], "nowhere"),
     Case("image folder empty", image_folder(lambda root: None), "images"),
-    Case("corrupt image", image_folder(corrupt_image), r"broken\.png"),
+    Case("corrupt image", image_folder(corrupt_image), r"broken\.png|broken too\.png"),
     Case(
         "parquet without images",
         lambda folder: ["search", *MODEL, "--data", f"parquet:{_table(folder)}", *QUIET],
@@ -249,7 +245,7 @@ CASES = [
     Case("time unreadable", search("--max-time", "soon"), "soon.*30m"),
     Case("sweep file missing", ["search", "nowhere.yaml"], "nowhere.yaml: no such file"),
     Case("sweep file misspelt key", sweep("trails: 3\n"), "sweep.yaml: trails.*did you mean 'trials'"),
-    Case("sweep file wrong value", sweep("recovery: {lr: fast}\n"), "recovery.lr.*not a number"),
+    Case("sweep file wrong value", sweep("recovery: {lr: fast}\n"), "sweep.yaml: recovery: lr must be a number above 0, not 'fast'"),
     Case("sweep file not YAML", sweep("trials: [1\n"), "sweep.yaml: line"),
     Case("sweep file no mapping", sweep("- 1\n"), "sweep.yaml.*mapping"),
     Case("sweep file key twice", sweep("seed: 1\nseed: 2\n"), "line 2.*'seed' is given twice"),
@@ -266,7 +262,6 @@ CASES = [
     Case("space leaves nothing", space('version: 1\ndense: ["*"]\n'), "no layer|nothing"),
     # sweeps
     Case("sweep directory not writable", read_only, "cannot write"),
-    Case("disk full", full_disk, "No space left"),
     Case("no such sweep", ["front", "nowhere"], "nowhere is not a sweep"),
     Case("damaged journal", lambda folder: ["front", str(written(folder, "{}\n{}\n"))], "line 1: not a journal entry"),
     Case("resume nothing", lambda folder: ["resume", str(folder)], "is not a sweep"),
@@ -317,6 +312,23 @@ def test_a_mistake_gives_one_clear_line(
     assert re.search(case.line, lines[0]), lines[0]
     assert len(lines[0]) < 600
     assert not (tmp_path / "attacked").exists()
+
+
+@pytest.mark.parametrize("room", [100, 2_000, 100_000], ids=lambda n: f"{n} bytes left")
+def test_a_full_disk_gives_one_clear_line(tmp_path: Path, room: int) -> None:
+    """The operating system refuses to write a file beyond `room` bytes, wherever in the sweep that comes."""
+    code = (
+        "import resource, sys\n"
+        "from autorank import cli\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, {room}))\n"
+        "cli.main()"
+    )
+    arguments = [*search("--sweep-dir", str(tmp_path / "s")), "--trials", "400"]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=tmp_path)
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert done.returncode == 2, done.stderr
+    assert len(lines) == 1, done.stderr
+    assert re.match(r"error: .*(File too large|cannot write)", lines[0]), lines[0]
 
 
 def test_plans_that_do_not_fit_the_model() -> None:
