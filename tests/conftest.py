@@ -15,6 +15,7 @@ VISION = all(importlib.util.find_spec(name) is not None for name in ("torchvisio
 
 # Before anything imports torch or numpy; tests run side by side on few cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 def shared_found() -> bool:

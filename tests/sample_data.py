@@ -88,7 +88,11 @@ def write_saved(root: Path, splits: dict[str, tuple[np.ndarray, np.ndarray]], cl
     import datasets
 
     features = datasets.Features(
-        {"picture": datasets.Image(), "digit": datasets.ClassLabel(num_classes=classes), "note": datasets.Value("string")}
+        {
+            "picture": datasets.Image(),
+            "digit": datasets.ClassLabel(num_classes=classes),
+            "note": datasets.Value("string"),
+        }
     )
     made = {
         name: datasets.Dataset.from_dict(

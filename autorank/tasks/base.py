@@ -204,7 +204,7 @@ class Task:
     def _example(self, given: Tensor | tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
         if given is None:
             return first_inputs(self._feeds["train"])
-        inputs = (given,) if isinstance(given, Tensor) else tuple(given)
+        inputs = tuple(given) if isinstance(given, list | tuple) else (given,)
         if not inputs or not all(isinstance(x, Tensor) for x in inputs):
             raise ModelError("example_inputs must be a tensor or a tuple of tensors")
         return tuple(map_tensors(x, lambda t: t.detach().cpu().clone()) for x in inputs)

@@ -16,7 +16,7 @@ from autorank.errors import DataError
 from autorank.tasks.batch import Batch, Device, Unpack, unpack_batch
 from autorank.tasks.feeds import DatasetFeed, Feed, TensorFeed, seeded
 from autorank.tasks.labels import labels_of
-from autorank.tasks.randomness import PrivateRandom, derive
+from autorank.tasks.randomness import derive
 from autorank.tasks.splits import split_indices
 
 
@@ -118,15 +118,6 @@ class LoaderFeed(Feed):
         finally:
             for generator, state in saved:
                 generator.set_state(state)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A generator cannot be pickled; it is seeded at each pass anyway.
-        with PrivateRandom(0):
-            loader = self._over(self.loader.dataset, True).loader if self._has_generator() else self.loader
-        return {"loader": loader, "unpack": self.unpack, "_count": self._count}
-
-    def _has_generator(self) -> bool:
-        return self.loader.generator is not None or getattr(self.loader.sampler, "generator", None) is not None
 
 
 def as_feed(data: Any, split: str, unpack: Unpack | None = None, workers: int = 0) -> Feed:

@@ -82,7 +82,10 @@ def test_errors_tell_the_cases_apart(name, args, kind, words):
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        ("import no_such_dependency\n", "importing {} failed: ModuleNotFoundError: No module named 'no_such_dependency'"),
+        (
+            "import no_such_dependency\n",
+            "importing {} failed: ModuleNotFoundError: No module named 'no_such_dependency'",
+        ),
         ("1 / 0\n", "importing {} failed: ZeroDivisionError: division by zero"),
         ("def net(:\n", "importing {} failed: SyntaxError"),
     ],
@@ -115,9 +118,7 @@ def test_vision_models(name):
 
 
 def test_torchhub_reads_a_local_repository(tmp_path):
-    (tmp_path / "hubconf.py").write_text(
-        "from torch import nn\ndef tiny(width=3):\n    return nn.Linear(2, width)\n"
-    )
+    (tmp_path / "hubconf.py").write_text("from torch import nn\ndef tiny(width=3):\n    return nn.Linear(2, width)\n")
     assert build(f"torchhub:{tmp_path}:tiny", {"width": 5}).out_features == 5
     with pytest.raises(ModelError, match="Cannot find callable tony"):
         build(f"torchhub:{tmp_path}:tony", {})
@@ -207,7 +208,9 @@ def test_a_worker_elsewhere_finds_the_factory(tmp_path):
 
 
 def test_a_model_that_does_not_run_on_the_data():
-    with pytest.raises(ModelError, match=r"does not run on its example inputs \[\(2, 1, 8, 8\) float32\]: RuntimeError"):
+    with pytest.raises(
+        ModelError, match=r"does not run on its example inputs \[\(2, 1, 8, 8\) float32\]: RuntimeError"
+    ):
         load_task(model="python:tests.tasks.nets:convnet", model_args={"channels": 3}, data="digits")
 
 

@@ -62,6 +62,7 @@ class Evil:
         return os.mkdir, (self.path,)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("zipped", [True, False], ids=["torch.save", "bare pickle"])
 def test_a_malicious_pickle_does_not_run(zipped, tmp_path):
     path, proof = tmp_path / "w.pt", tmp_path / "it-ran"
@@ -104,7 +105,9 @@ def test_a_directory(tmp_path):
         read_weights(tmp_path)
 
 
-@pytest.mark.parametrize("data", [torch.zeros(2), [torch.zeros(2)], {"a": 1}, {}], ids=["tensor", "list", "number", "empty"])
+@pytest.mark.parametrize(
+    "data", [torch.zeros(2), [torch.zeros(2)], {"a": 1}, {}], ids=["tensor", "list", "number", "empty"]
+)
 def test_no_state_dict_inside(data, tmp_path):
     torch.save(data, tmp_path / "w.pt")
     with pytest.raises(WeightsError, match="not a state dict"):
