@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -81,6 +80,7 @@ class Task:
         self._feeds: dict[str, Feed] = {"train": training, "validation": held_out}
         if test is not None:
             self._feeds["test"] = as_feed(test, "test", unpack, workers)
+        self._labelled = {split for split, feed in self._feeds.items() if feed.labels is not None}
         self._given_inputs = example_inputs is not None
         self.example_inputs = self._example(example_inputs)
         self._fingerprint: dict[str, Any] | None = None
@@ -192,12 +192,11 @@ class Task:
 
     def _first_device(self, split: str, device: Device) -> Device:
         # Unknown labels are looked at on the CPU first: on an accelerator a wrong one aborts the process.
-        return "cpu" if self._feeds[split].labels is None else device
+        return device if split in self._labelled else "cpu"
 
     def _checked(self, split: str, batches: Iterator[Batch], device: Device) -> Iterator[Batch]:
-        known = self._feeds[split].labels is not None
         for batch in batches:
-            if not known:
+            if split not in self._labelled:
                 self._check_targets(batch.targets, split)
             yield batch.to(device)
 
@@ -238,11 +237,3 @@ def _restore(paths: tuple[str, ...], payload: bytes) -> Task:
     task: Task = kind.__new__(kind)
     task.__dict__.update(state)
     return task
-
-
-def check_path(path: str | Path) -> Path:
-    """Return `path` with ``~`` expanded; DataError when nothing is there."""
-    found = Path(path).expanduser()
-    if not found.exists():
-        raise DataError(f"{found} does not exist")
-    return found

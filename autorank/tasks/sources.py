@@ -9,6 +9,13 @@ name                      reads
 ``imagefolder:path``      a directory per class
 ``python:module:name``    a function that returns ``{"train": ..., "test": ...}`` or a Task
 ========================  ==================================================================================
+
+``data_args`` of image sets are the fields of `autorank.tasks.options.ImageOptions` (``digits`` takes ``mean``,
+``std`` and ``augment``); ``train``, ``validation`` and ``test`` name the splits (a split of ``hf:``, a file pattern
+of ``parquet:``, a directory of ``imagefolder:``; null leaves one out); ``image_column`` and ``label_column`` name
+columns; ``hf:`` also takes ``config`` and ``revision``. The ``data_args`` of ``python:`` are the function's own
+arguments; what it returns may hold ``loss``, ``metric``, ``metric_name``, ``direction``, ``distill``, ``unpack``,
+``example_inputs`` and ``workers`` beside the splits, and is a `CustomTask` when it holds a loss.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +108,15 @@ def test_images_are_decoded_once(sources, tmp_path, monkeypatch):
     assert isinstance(second.data, ImageArrays)
     assert isinstance(second.data.images, np.memmap)
     assert os.stat(second.data.directory / "images.npy").st_mtime_ns == stamp
+
+
+def test_several_may_decode_at_once(sources, tmp_path):
+    with ThreadPoolExecutor(6) as pool:
+        feeds = list(pool.map(lambda _: open_data(sources["parquet"], RAW, tmp_path).splits["train"], range(12)))
+    assert len({feed.data.directory for feed in feeds}) == 1
+    first = content(feeds[0])[0]
+    assert all(np.array_equal(content(feed)[0], first) for feed in feeds)
+    assert len(list((tmp_path / "images").iterdir())) == 2  # train and test, nothing left over
 
 
 def test_a_damaged_cache_is_made_again(sources, pixels, tmp_path):
