@@ -20,8 +20,11 @@ _KINDS: dict[Kind, str] = {"full": "full fidelity", "partial": "lower fidelity",
 
 
 def _plain(text: str) -> str:
-    """Return `text` such that matplotlib reads no mathematics in it."""
-    return text.replace("\\", "\N{REVERSE SOLIDUS OPERATOR}").replace("$", r"\$")
+    """Return `text` such that matplotlib reads no mathematics in it and has a glyph for every character."""
+    from matplotlib.font_manager import findfont, get_font
+
+    font = get_font(findfont("DejaVu Sans"))
+    return "".join(c if font.get_char_index(ord(c)) else "?" for c in text).replace("$", r"\$")
 
 
 def _canvas(title: str, subtitle: str, x: str, y: str) -> tuple[Figure, Axes]:

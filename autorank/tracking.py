@@ -46,7 +46,7 @@ class _Quiet(logging.Filter):
     """Keeps what libraries log in our thread off the user's terminal; what other threads log passes."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return record.thread not in _our_threads
+        return record.thread not in _our_threads or record.name.startswith(_log.name)
 
 
 _quiet = _Quiet()
