@@ -1,4 +1,4 @@
-"""One class per thing a user can get wrong; every message is one line: what is wrong, where, and what would be right."""
+"""One class per thing a user can get wrong; a message is one line: what is wrong, where, and what would be right."""
 
 from __future__ import annotations
 
@@ -54,5 +54,11 @@ class MissingExtraError(AutorankError):
     """An optional dependency is needed; the message names the extra to install."""
 
 
-class TrialFailure(AutorankError):
+class TrialError(AutorankError):
     """A trial cannot go on (divergence, NaN); the sweep does. Becomes the record's reason."""
+
+
+def describe(error: BaseException) -> str:
+    """Return type and message of a foreign error in one line, short enough to stand in a message of ours."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}{'…' if len(text) > 300 else ''}" if text else type(error).__name__

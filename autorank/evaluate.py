@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autorank.errors import DataError, TrialFailure
+from autorank.errors import DataError, TrialError
 from autorank.tasks.base import Task
 from autorank.tasks.batch import Device, tensors, wide
 from autorank.types import Evaluation
@@ -42,7 +42,7 @@ def evaluate(
 
     Raises
     ------
-    TrialFailure
+    TrialError
         If outputs are NaN, or loss or metric are not finite.
     DataError
         If the task has no such split.
@@ -72,10 +72,10 @@ def evaluate(
     weights = torch.tensor(sizes, dtype=torch.float64)
     score, loss = (weights @ torch.stack(values).cpu().double() / examples).tolist()
     if bool(broken):
-        raise TrialFailure(f"the model's outputs on the {split} split are NaN")
+        raise TrialError(f"the model's outputs on the {split} split are NaN")
     for name, value in (("loss", loss), (task.metric_name, score)):
         if not math.isfinite(value):
-            raise TrialFailure(f"{name} on the {split} split is {value}")
+            raise TrialError(f"{name} on the {split} split is {value}")
     return Evaluation(score=score, loss=loss, examples=examples)
 
 

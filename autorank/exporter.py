@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from torch.utils._pytree import tree_map_only
 from autorank import artifacts
 from autorank import plan as plans
 from autorank.comparing import Candidate, Check, Runner, compare, score_tolerance
+from autorank.copying import model_copy
 from autorank.errors import AutorankError, ExportError
 from autorank.exportdir import FILES, FORMATS, ONNX_DATA, PLAN, REPORT
 from autorank.report import render_report
@@ -43,7 +43,7 @@ class Exporter:
         say: Callable[[str], None],
     ) -> None:
         self.task, self.header, self.point, self.device, self.say = task, header, point, device, say
-        self.model = copy.deepcopy(model).cpu().eval()
+        self.model = model_copy(model).cpu().eval()
         self.formats = formats
         self.required = set(FORMATS if set(formats) != set(FORMATS) else ("safetensors",))
         self.metadata = {PLAN_ID: point.record.plan_id, "autorank.sweep": header.sweep_id}
@@ -65,7 +65,7 @@ class Exporter:
             except Exception as error:
                 self._gave_up(folder, name, error)
         self.say(f"comparing {', '.join(c.file for c in candidates)} with the model")
-        reference = _runner(self.model if self.device == "cpu" else copy.deepcopy(self.model), self.device)
+        reference = _runner(self.model if self.device == "cpu" else model_copy(self.model), self.device)
         try:
             with _full_precision(), torch.no_grad():
                 found = compare(reference, candidates, self.task, examples, self.header.dense.score)

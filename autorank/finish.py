@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 
 import torch
 from torch import nn
 
 from autorank import measure
+from autorank.copying import model_copy
 from autorank.evaluate import evaluate
 from autorank.prepare import LAYER_SECONDS, batched
 from autorank.progress import Reporter
@@ -73,7 +73,7 @@ def measure_front(
 
 def _deployed(model: nn.Module) -> nn.Module:
     """Return a copy in eval mode, so that timing leaves nothing on the model."""
-    return copy.deepcopy(model).eval()
+    return model_copy(model).eval()
 
 
 def _layer_times(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -14,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from autorank import formats
-from autorank.errors import ModelError
+from autorank.copying import model_copy
+from autorank.errors import ModelError, describe
 from autorank.opcounts import handles
 from autorank.types import CallSize, Choice, Cost, LayerSpec
 
@@ -51,35 +51,6 @@ class Timing:
     median_ms: float
     spread_ms: float
     runs: int
-
-
-def model_copy(model: nn.Module) -> nn.Module:
-    """Return a deep copy; ModelError when the model cannot be copied or holds TorchScript.
-
-    Tensors that modules keep as plain attributes are copied without their history: PyTorch's older ``weight_norm``
-    leaves a computed weight there, which it computes anew before every call, and `copy.deepcopy` alone refuses it.
-    """
-    for name, module in model.named_modules():
-        if isinstance(module, torch.jit.ScriptModule):
-            what = f"its module {name!r}" if name else "it"
-            raise ModelError(f"the model cannot be read: {what} is TorchScript; build it from its Python classes")
-    computed = {
-        id(value): value.detach().clone()
-        for module in model.modules()
-        for value in vars(module).values()
-        if isinstance(value, Tensor) and not value.is_leaf
-    }
-    try:
-        return copy.deepcopy(model, computed)
-    except Exception as error:  # any object that the user hung on the model may refuse
-        raise ModelError(f"the model cannot be deep-copied: {describe(error)}") from None
-
-
-def describe(error: Exception) -> str:
-    """Return type and first line of a foreign error, short enough for a one-line message."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[0] if lines else "no message"
-    return f"{type(error).__name__}: {text[:200]}{'…' if len(text) > 200 else ''}"
 
 
 def sizes(inputs: tuple[Tensor, ...]) -> str:

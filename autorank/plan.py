@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from autorank import formats
+from autorank.copying import model_copy
 from autorank.errors import FormatError, PlanError
 from autorank.fitcache import FitCache
 from autorank.formats import Factors
-from autorank.measure import model_copy, undisturbed
+from autorank.measure import undisturbed
 from autorank.modules import Reading, read, substitute
 from autorank.solvers.whitening import LayerStats
 from autorank.types import Choice, LayerResult, LayerSpec, Plan

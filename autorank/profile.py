@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from autorank import formats
-from autorank.errors import ModelError
-from autorank.measure import analyse, batch_one, describe, model_copy, sizes, undisturbed
+from autorank.copying import model_copy
+from autorank.errors import ModelError, describe
+from autorank.measure import analyse, batch_one, sizes, undisturbed
 from autorank.modules import kind_of, read, spec_of, substitute
 from autorank.types import CallSize, LayerSpec, LeftAlone, ModelProfile
 

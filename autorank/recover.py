@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import numbers
 from collections.abc import Iterable, Iterator
@@ -14,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from autorank.errors import ConfigError, TrialFailure
+from autorank.copying import model_copy
+from autorank.errors import ConfigError, TrialError
 from autorank.tasks.base import Task
 from autorank.tasks.batch import Batch, Device, move
 from autorank.tasks.randomness import derive
@@ -71,7 +71,7 @@ class Recovery:
     temperature: float = 4.0
     grad_clip: float | None = 5.0
     batch_norm: str = "auto"
-    calibration: int = 512
+    calibration: int = 1024
     amp: bool = True
 
     def __post_init__(self) -> None:
@@ -130,7 +130,7 @@ def reestimate_batch_norm(
     """
     if not _batch_norms(model):
         return None
-    copied = copy.deepcopy(model).to(device).eval()
+    copied = model_copy(model).to(device).eval()
     norms = _batch_norms(copied)
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
@@ -179,7 +179,7 @@ def fine_tune(
 
     Raises
     ------
-    TrialFailure
+    TrialError
         If loss or weights are not finite, or the loss stays above ten times its start.
     """
     device = torch.device(device)
@@ -216,7 +216,7 @@ def fine_tune(
         model.eval()
     for name, value in model.state_dict().items():
         if value.is_floating_point() and not bool(value.isfinite().all()):
-            raise TrialFailure(f"the fine-tune diverged: {name} is not finite after {recovery.steps} steps")
+            raise TrialError(f"the fine-tune diverged: {name} is not finite after {recovery.steps} steps")
     return guard.curve()
 
 
@@ -277,13 +277,13 @@ class _Guard:
         for value in values:
             step = len(self.losses)
             if not math.isfinite(value):
-                raise TrialFailure(f"the fine-tune diverged: the loss is {value} at step {step}")
+                raise TrialError(f"the fine-tune diverged: the loss is {value} at step {step}")
             self.losses.append(value)
             begin = self.losses[:5]
             start = sum(begin) / len(begin)
             self._above = self._above + 1 if abs(value) > DIVERGED * abs(start) and value > start else 0
             if self._above >= self.patience:
-                raise TrialFailure(
+                raise TrialError(
                     f"the fine-tune diverged: the loss went from {start:.3g} to {value:.3g} and stayed there for "
                     f"{self.patience} steps (step {step}); a smaller learning rate may help"
                 )

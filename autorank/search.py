@@ -170,6 +170,7 @@ class SearchResult:
             formats=tuple(formats),
             overwrite=overwrite,
             say=say,
+            dense=self.dense,
         )
 
     def _need_task(self) -> Task:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from autorank import measure
-from autorank.errors import AutorankError, TrialFailure
+from autorank.errors import AutorankError, TrialError
 from autorank.evaluate import evaluate
 from autorank.fitcache import FitCache
 from autorank.plan import apply, build
@@ -37,6 +37,7 @@ from autorank.types import (
 )
 
 MODELS = "models"
+BATCH_NORM_BATCH = 128
 
 
 @dataclass(frozen=True)
@@ -123,10 +124,10 @@ class TrialRunner:
         if model is None:
             again = self.run(replace(job, gate=None))
             if again.status != "complete":
-                raise TrialFailure(f"trial {record.number} could not be run again: {again.reason}")
+                raise TrialError(f"trial {record.number} could not be run again: {again.reason}")
             model = self._load(path, record.plan)
         if model is None:
-            raise TrialFailure(f"the weights of trial {record.number} could not be written to {path}")
+            raise TrialError(f"the weights of trial {record.number} could not be written to {path}")
         return model
 
     def _load(self, path: Path, plan: Plan) -> nn.Module | None:
@@ -201,7 +202,7 @@ class TrialRunner:
             dense = self.context.dense_cost
             expected = dense.macs + sum(layer.macs - layer.macs_dense for layer in layers)
             if cost.macs != expected:
-                raise TrialFailure(
+                raise TrialError(
                     f"the counted MACs ({cost.macs:,}) are not those of the closed forms ({expected:,}): "
                     "the model's forward pass seems to depend on its weights or on chance"
                 )
@@ -227,7 +228,9 @@ class TrialRunner:
         if not fidelity.batch_norm:
             return model, before
         with clock("batch_norm"):
-            batches = context.task.calibration_batches(context.recovery.calibration)
+            # As in training: statistics of images that are not augmented would cost accuracy.
+            steps = -(-context.recovery.calibration // BATCH_NORM_BATCH)
+            batches = context.task.train_batches(steps, BATCH_NORM_BATCH, context.seed, context.device)
             other = reestimate_batch_norm(model, batches, context.device)
         if other is None:
             return model, before

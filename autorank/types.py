@@ -13,9 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 Scalar = str | int | float | bool
-Kind = Literal[
-    "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear"
-]
+Kind = Literal["conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear"]
 Status = Literal["complete", "pruned", "failed"]
 Direction = Literal["max", "min"]
 
@@ -145,7 +143,7 @@ class Cost:
     latency_ms: float | None = None
 
     def kept(self, dense: Cost) -> dict[str, float]:
-        """Return ``macs_kept``, ``params_kept``, ``bytes_kept`` (and ``latency_kept``): this cost divided by `dense`."""
+        """Return this cost divided by `dense`: ``macs_kept``, ``params_kept``, ``bytes_kept`` and ``latency_kept``."""
         kept = {
             "macs_kept": self.macs / max(dense.macs, 1),
             "params_kept": self.params / max(dense.params, 1),

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from autorank.errors import DataError, TrialFailure
+from autorank.errors import DataError, TrialError
 from autorank.evaluate import evaluate
 from autorank.tasks import ClassificationTask, CustomTask
 from tests.tasks import nets
@@ -83,7 +83,7 @@ def test_a_model_that_is_not_finite_fails_with_the_reason(value, words):
     with torch.no_grad():
         model.weight[0, 0] = value
     model.train()
-    with pytest.raises(TrialFailure, match=words):
+    with pytest.raises(TrialError, match=words):
         evaluate(model, task, "validation")
     assert model.training
 
@@ -96,7 +96,7 @@ def test_a_metric_that_is_not_finite_fails():
         metric=lambda o, t: float("inf"),
         metric_name="psnr",
     )
-    with pytest.raises(TrialFailure, match="psnr on the validation split is inf"):
+    with pytest.raises(TrialError, match="psnr on the validation split is inf"):
         evaluate(task.model(), task, "validation")
 
 

@@ -16,7 +16,8 @@ PACKAGE = ROOT / "autorank"
 # From the lowest to the highest. A name stands for a module, or for a package with all its modules.
 ROOMS: tuple[tuple[str, ...], ...] = (
     ("types", "errors"),
-    ("solvers", "opcounts", "yamlfile"),
+    ("copying", "opcounts", "yamlfile"),
+    ("solvers",),
     ("formats",),
     ("measure",),
     ("modules", "profile", "fitcache", "plan", "compression"),

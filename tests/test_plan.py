@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from autorank import formats
+from autorank.copying import model_copy
 from autorank.errors import FormatError, ModelError, PlanError
 from autorank.fitcache import FitCache
-from autorank.measure import count, model_copy
+from autorank.measure import count
 from autorank.plan import apply, build, check
 from autorank.profile import profile
 from autorank.solvers import whitening

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from autorank.errors import ConfigError, TrialFailure
+from autorank.errors import ConfigError, TrialError
 from autorank.evaluate import evaluate
 from autorank.recover import Recovery, Teacher, fine_tune, reestimate_batch_norm
 from autorank.tasks import ClassificationTask, CustomTask, Task, load_task
@@ -213,7 +213,7 @@ def test_frozen_weights_stay():
 
 def test_divergence_fails_with_the_reason(digits):
     model = damaged(digits)
-    with pytest.raises(TrialFailure, match="the fine-tune diverged"):
+    with pytest.raises(TrialError, match="the fine-tune diverged"):
         fine_tune(model, digits, replace(FEW, steps=100, lr=1e6, grad_clip=None, momentum=0.99), 0)
     assert not model.training
 
@@ -225,7 +225,7 @@ def test_a_loss_that_stays_high_is_divergence():
         steps=80, batch_size=64, lr=1.5, distill=0.0, grad_clip=1000.0, schedule="constant", momentum=0.0
     )
     model = task.model()
-    with pytest.raises(TrialFailure, match="the fine-tune diverged"):
+    with pytest.raises(TrialError, match="the fine-tune diverged"):
         fine_tune(model, task, recovery, 0)
 
 
@@ -233,7 +233,7 @@ def test_a_loss_that_is_nan_at_once(digits):
     model = digits.model()
     with torch.no_grad():
         model[0].weight[0] = float("nan")
-    with pytest.raises(TrialFailure, match="the loss is nan at step 0"):
+    with pytest.raises(TrialError, match="the loss is nan at step 0"):
         fine_tune(model, digits, FEW, 0)
 
 

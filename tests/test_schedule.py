@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 
 import pytest
-from autorank.strategies.base import Strategy
 
 from autorank.schedule import Gate, Job, Schedule
 from autorank.strategies import WAIT
+from autorank.strategies.base import Strategy
 from autorank.types import Choice, Cost, Fidelity, Objective, Plan, Proposal, TrialRecord
 
 FULL = Fidelity(10)

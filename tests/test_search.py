@@ -187,9 +187,7 @@ def test_ctrl_c_finishes_what_runs_and_saves_it(settings: dict[str, Any], tmp_pa
 
 def test_more_trials_extend_a_finished_sweep(settings: dict[str, Any], tmp_path: Path) -> None:
     directory = tmp_path / "s"
-    first = autorank.search(
-        **{**settings, "trials": 2}, executor="inline", sweep_dir=str(directory), progress=False
-    )
+    first = autorank.search(**{**settings, "trials": 2}, executor="inline", sweep_dir=str(directory), progress=False)
     more = autorank.resume(directory, trials=4, progress=False)
     assert len(more.records) == 4
     assert essence(first.records).items() <= essence(more.records).items()
@@ -216,9 +214,9 @@ def test_resume_refuses_other_weights_and_other_settings(
 
 
 def test_the_chosen_model_is_the_one_that_was_scored(undisturbed: autorank.SearchResult) -> None:
+    from autorank.config import make_config
     from autorank.evaluate import evaluate
     from autorank.search import task_of
-    from autorank.config import make_config
 
     point = undisturbed.best(max_drop=100.0)
     task = task_of(make_config(undisturbed.header.config))
@@ -362,7 +360,7 @@ def test_when_every_trial_fails_the_reason_is_in_the_error(tmp_path: Path) -> No
             raise ZeroDivisionError("no good")
         return nn.functional.l1_loss(outputs, targets)
 
-    with pytest.raises(EmptyFrontError, match="all 4 trials failed.*no good"):
+    with pytest.raises(EmptyFrontError, match=r"all 4 trials failed.*no good"):
         autorank.search(regression(metric), **SMALL, sweep_dir=str(tmp_path / "s"))
 
 

@@ -245,7 +245,9 @@ CASES = [
     Case("time unreadable", search("--max-time", "soon"), "soon.*30m"),
     Case("sweep file missing", ["search", "nowhere.yaml"], "nowhere.yaml: no such file"),
     Case("sweep file misspelt key", sweep("trails: 3\n"), "sweep.yaml: trails.*did you mean 'trials'"),
-    Case("sweep file wrong value", sweep("recovery: {lr: fast}\n"), "sweep.yaml: recovery: lr must be a number above 0, not 'fast'"),
+    Case(
+        "sweep file wrong value", sweep("recovery: {lr: fast}\n"), "sweep.yaml: recovery: lr must be .*above 0.*'fast'"
+    ),
     Case("sweep file not YAML", sweep("trials: [1\n"), "sweep.yaml: line"),
     Case("sweep file no mapping", sweep("- 1\n"), "sweep.yaml.*mapping"),
     Case("sweep file key twice", sweep("seed: 1\nseed: 2\n"), "line 2.*'seed' is given twice"),
@@ -387,5 +389,3 @@ def test_spaces_are_listed_and_printed(capsys: pytest.CaptureFixture[str], monke
     with pytest.raises(SystemExit):
         cli.main()
     assert "version: 1" in capsys.readouterr().out
-
-

@@ -7,7 +7,6 @@ therefore minimises the error of the output; for a matrix factorisation that is 
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from autorank.copying import model_copy
 from autorank.errors import DataError, ModelError
 from autorank.types import LayerSpec
 
@@ -265,7 +265,7 @@ def collect(
     ModelError
         A layer does not exist or its inputs are not finite.
     """
-    runner = copy.deepcopy(model).eval().to(device)
+    runner = model_copy(model).eval().to(device)
     accumulators: dict[str, _Accumulator] = {}
     handles = []
     try:

@@ -10,9 +10,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from autorank.errors import ConfigError, DataError, ModelError
+from autorank.copying import model_copy
+from autorank.errors import ConfigError, DataError, ModelError, describe
 from autorank.tasks.batch import Batch, Device, Unpack, map_tensors
-from autorank.tasks.factories import describe, extend_path
+from autorank.tasks.factories import extend_path
 from autorank.tasks.feeds import Feed, first_inputs
 from autorank.tasks.loaders import as_feed
 from autorank.tasks.models import ModelLike, ModelSource, as_source
@@ -88,7 +89,7 @@ class Task:
 
     def model(self) -> nn.Module:
         """Return a fresh copy of the trained model: eval mode, CPU, the caller's own."""
-        return copy.deepcopy(self._source.template())
+        return model_copy(self._source.template())
 
     def loss(self, outputs: Any, targets: Any) -> Tensor:
         """Return the scalar that training makes small."""

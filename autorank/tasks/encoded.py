@@ -15,9 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from autorank.errors import DataError
+from autorank.errors import DataError, describe
 from autorank.tasks.decode import Decoder, SizesDifferError, look
-from autorank.tasks.factories import describe
 from autorank.tasks.images import ImageFeed, stream
 from autorank.tasks.memory import ImageArrays, default_cache
 from autorank.tasks.options import ImageOptions

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from autorank.errors import AutorankError
+from autorank.errors import AutorankError, describe
 
 
 def extend_path(directory: str) -> None:
@@ -61,12 +61,6 @@ def call(name: str, function: Callable[..., Any], args: Mapping[str, Any], error
     except Exception as failure:
         given = ", ".join(f"{key}={value!r}" for key, value in args.items())
         raise error(f"{name}({given}) failed: {describe(failure)}") from failure
-
-
-def describe(failure: BaseException) -> str:
-    """Return type and message of an exception."""
-    text = str(failure).strip()
-    return f"{type(failure).__name__}: {text}" if text else type(failure).__name__
 
 
 def near(name: str, names: list[str], limit: int = 3) -> str:

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autorank.errors import DataError, MissingExtraError
+from autorank.errors import DataError, MissingExtraError, describe
 from autorank.tasks.encoded import EncodedImages
-from autorank.tasks.factories import describe
 from autorank.tasks.naming import LABEL_NAMES, choose_column, choose_splits, encode_labels
 
 HUB_KEYS = ("config", "revision")

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autorank.errors import DataError
+from autorank.errors import DataError, describe
 from autorank.tasks.encoded import EncodedImages
-from autorank.tasks.factories import describe
 from autorank.tasks.naming import choose_splits, split_of
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,8 +9,9 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from autorank.errors import ConfigError, MissingExtraError, ModelError
-from autorank.tasks.factories import call, describe, extend_path, near, resolve
+from autorank.copying import model_copy
+from autorank.errors import ConfigError, MissingExtraError, ModelError, describe
+from autorank.tasks.factories import call, extend_path, near, resolve
 from autorank.tasks.randomness import PrivateRandom
 from autorank.tasks.weights import load_into, read_weights
 
@@ -188,6 +188,6 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 
 def _copied(model: nn.Module) -> nn.Module:
     try:
-        return copy.deepcopy(_unwrapped(model))
-    except Exception as error:
-        raise ModelError(f"the model cannot be copied: {describe(error)}; pass a function that makes it") from error
+        return model_copy(_unwrapped(model))
+    except ModelError as error:
+        raise ModelError(f"{error}; pass a function that makes the model") from error

@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autorank.errors import ConfigError, DataError
+from autorank.errors import ConfigError, DataError, describe
 from autorank.tasks.encoded import EncodedImages
-from autorank.tasks.factories import describe
 from autorank.tasks.memory import default_cache
 from autorank.tasks.naming import LABEL_NAMES, SPLIT_KEYS, choose_column, encode_labels, split_of
 
