@@ -74,9 +74,14 @@ def _page(title: str, traces: Sequence[Mapping[str, Any]], layout: Mapping[str, 
     return _PAGE.format(title=html.escape(title), font=_FONT, plotly=get_plotlyjs(), figure=_embedded(figure))
 
 
+def _escaped(text: str) -> str:
+    """Return `text` for plotly, which reads a little HTML in its texts but not the names of quotes."""
+    return html.escape(text, quote=False)
+
+
 def _text(lines: Sequence[str]) -> str:
-    """Join plain lines for plotly, which reads a little HTML in its texts: everything is escaped first."""
-    return "<br>".join(html.escape(line) for line in lines)
+    """Join plain lines for plotly, each escaped."""
+    return "<br>".join(_escaped(line) for line in lines)
 
 
 def _size(mark: Mark) -> float:
@@ -87,7 +92,7 @@ def _size(mark: Mark) -> float:
 
 def _axis(label: str, low: float, high: float) -> dict[str, Any]:
     return {
-        "title": {"text": html.escape(label), "standoff": 12},
+        "title": {"text": _escaped(label), "standoff": 12},
         "range": [low, high],
         "zeroline": False,
         "showline": True,
@@ -100,8 +105,8 @@ def _axis(label: str, low: float, high: float) -> dict[str, Any]:
 def _layout(title: str, subtitle: str, x: dict[str, Any], y: dict[str, Any]) -> dict[str, Any]:
     return {
         "title": {
-            "text": f"<b>{html.escape(title)}</b>",
-            "subtitle": {"text": html.escape(subtitle), "font": {"size": 12}},
+            "text": f"<b>{_escaped(title)}</b>",
+            "subtitle": {"text": _escaped(subtitle), "font": {"size": 12}},
             "x": 0.01,
             "xanchor": "left",
             "font": {"size": 17},
@@ -112,7 +117,7 @@ def _layout(title: str, subtitle: str, x: dict[str, Any], y: dict[str, Any]) -> 
         "xaxis": x,
         "yaxis": y,
         "autosize": True,
-        "margin": {"l": 70, "r": 20, "t": 84, "b": 70},
+        "margin": {"l": 70, "r": 20, "t": 84, "b": 86},
     }
 
 
@@ -129,8 +134,8 @@ def _trial_traces(scene: Scene) -> list[dict[str, Any]]:
                 {
                     "type": "scatter",
                     "mode": "markers",
-                    "name": html.escape(group),
-                    "legendgroup": html.escape(group),
+                    "name": _escaped(group),
+                    "legendgroup": _escaped(group),
                     "showlegend": group not in listed,
                     "x": [m.x for m in marks],
                     "y": [m.y for m in marks],
@@ -254,12 +259,12 @@ def pareto_page(scene: Scene) -> str:
     if notes:
         labels.append(
             {
-                "text": html.escape(" · ".join(notes)),
+                "text": _escaped(" · ".join(notes)),
                 "xref": "paper",
                 "yref": "paper",
                 "x": 1,
                 "y": 0,
-                "yshift": -44,
+                "yshift": -58,
                 "xanchor": "right",
                 "yanchor": "top",
                 "showarrow": False,
