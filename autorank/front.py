@@ -101,7 +101,7 @@ def eligible(
     return [
         record
         for record in complete
-        if record.fidelity >= fidelity
+        if record.fidelity == fidelity
         and all(
             (value := record.value(c.name)) is not None and math.isfinite(value) and c.violation(value) <= 0
             for c in constraints
