@@ -22,7 +22,7 @@ from autorank.progress import Reporter
 from autorank.schedule import Schedule
 from autorank.stopping import StopSignal, interrupts
 from autorank.tasks import Task
-from autorank.trial import MODELS, weights_file
+from autorank.trial import weights_file
 from autorank.types import DenseFigures, FrontPoint, SweepHeader, TrialRecord
 
 
@@ -165,21 +165,17 @@ class Driver:
         if self.tracker is not None:
             self.tracker.log(record)
         front = self._front()
-        self._drop_dominated(record, front)
+        self._drop_dominated(front)
         self.reporter.trials(len(self.records), self.config.trials, record, front)
 
     def _front(self) -> tuple[TrialRecord, ...]:
         return front_of(self.records.values(), self.header.objectives, self.header.constraints)
 
-    def _drop_dominated(self, fresh: TrialRecord, front: Sequence[TrialRecord]) -> None:
+    def _drop_dominated(self, front: Sequence[TrialRecord]) -> None:
         """Delete the weights of models that no one will pick; a plan's weights can always be made again."""
-        on_front = {weights_file(self.directory, record).name for record in front}
-        for path in (self.directory / MODELS).glob("*.safetensors"):
-            if path.name not in on_front and path.name in self._finished_files():
-                path.unlink(missing_ok=True)
-
-    def _finished_files(self) -> set[str]:
-        return {weights_file(self.directory, record).name for record in self.records.values()}
+        finished = {weights_file(self.directory, record) for record in self.records.values()}
+        for path in finished - {weights_file(self.directory, record) for record in front}:
+            path.unlink(missing_ok=True)
 
     def _finish(self, prepared: Prepared) -> tuple[FrontPoint, ...]:
         """Measure the front, unless a person asked to stop now."""
@@ -187,7 +183,12 @@ class Driver:
         if not front:
             if self.stop.interrupted:
                 return ()
-            raise EmptyFrontError(self._why_empty())
+            why = self._why_empty()
+            self.journal.write_end(why)
+            raise EmptyFrontError(why)
+        if self.tracker is not None:
+            # Its thread must be idle while latencies are measured.
+            self.tracker.catch_up(self.header, tuple(self.records.values()), ())
         points, dense = measure_front(
             front,
             prepared.context,
@@ -198,7 +199,7 @@ class Driver:
         self.dense = dense
         self.journal.write_front(points, dense)
         if self.tracker is not None:
-            self.tracker.finish(points, [])
+            self.tracker.finish(points, dense=dense, state="stopped" if self.stop.interrupted else "finished")
         return points
 
     def _why_empty(self) -> str:

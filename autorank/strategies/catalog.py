@@ -19,6 +19,8 @@ Vector = tuple[int, ...]
 Ladder = tuple[tuple[float, int], ...]
 
 COST_NAMES = ("macs_kept", "params_kept", "bytes_kept", "latency_kept")
+_MINOR = 0.25
+"""A layer with less than this part of an average layer's MACs and parameters is not worth its accuracy in a seed."""
 _SEARCH_LIMIT = 200_000
 """Steps after which the hunt for one more plan is given up; only contradictory constraints ever need that many."""
 
@@ -82,6 +84,7 @@ class Catalog:
             {k: (v, ratio) for v, ladder in enumerate(ladders) for ratio, k in ladder if k} for ladders in self.ladders
         ]
         self.low, self.high = self._range()
+        self.minor = self._minor()
 
     def _dense_amount(self, name: str) -> float:
         """Return the whole model's amount, in the unit of `amount`."""
@@ -89,6 +92,16 @@ class Catalog:
         if name == "bytes_kept":
             return dense.params
         return {"macs_kept": dense.macs, "params_kept": dense.params, "latency_kept": dense.latency_ms or 0.0}[name]
+
+    def _minor(self) -> frozenset[int]:
+        """Return the layers that have far less than their share of both the MACs and the parameters."""
+        least = _MINOR / len(self.space.layers)
+        dense = self.space.dense
+        return frozenset(
+            i
+            for i, layer in enumerate(self.space.layers)
+            if layer.spec.macs < least * dense.macs and layer.spec.params < least * dense.params
+        )
 
     def _ratio(self, layer: int, index: int) -> float:
         row = self._amounts[self.axis][layer]

@@ -117,7 +117,7 @@ class OptunaStrategy(Strategy):
         return parameters
 
     def _uniform_plans(self, count: int) -> list[Vector]:
-        """Return plans with the same share in every layer, from mild to harsh, the variants taking turns."""
+        """Return plans of equal shares in every layer that matters, from mild to harsh, the variants taking turns."""
         low, high = max(self.catalog.low, _HARSH), min(self.catalog.high, _MILD)
         if low >= high:
             low, high = self.catalog.low, self.catalog.high
@@ -125,7 +125,10 @@ class OptunaStrategy(Strategy):
         for n in range(count):
             target = high - (high - low) * (n / (count - 1) if count > 1 else 0.5)
             turn = [n % len(variants) for variants in self.catalog.variants]
-            vector = self.catalog.repair(self.catalog.spread(target, self.rng, 0.0, turn), self.rng)
+            uniform = self.catalog.spread(target, self.rng, 0.0, turn)
+            # A first convolution or a classifier costs next to nothing and would choke all the others.
+            eased = tuple(0 if i in self.catalog.minor else index for i, index in enumerate(uniform))
+            vector = self.catalog.repair(eased, self.rng)
             if vector is not None:
                 plans.append(vector)
         return plans

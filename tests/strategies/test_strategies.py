@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from random import Random
 
@@ -11,7 +12,7 @@ from autorank.errors import ConfigError
 from autorank.strategies import WAIT, Option, Strategy, Wait
 from autorank.strategies.catalog import Catalog
 from autorank.testing.strategies import THREE, TWO, made_up_record, made_up_space, run
-from autorank.types import Constraint, Objective, Plan, Proposal
+from autorank.types import Constraint, LayerCost, Objective, Plan, Proposal
 
 
 def test_names_and_unknown_name():
@@ -179,3 +180,18 @@ def test_strategies_do_not_import_torch_or_optuna_before_they_need_to():
         [sys.executable, "-W", "error::FutureWarning", "-c", code], capture_output=True, text=True, env=dict(os.environ)
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", ["tpe", "nsga2"])
+def test_the_first_plans_leave_layers_alone_that_cost_next_to_nothing(name):
+    space = made_up_space(6)
+    tiny = space.layers[0]
+    small = replace(tiny.spec, weight_shape=(2, 2, 3, 3))
+    costs = [LayerCost(c.cost.macs // 64, c.cost.params // 64) for c in tiny.candidates]
+    candidates = tuple(replace(c, cost=cost) for c, cost in zip(tiny.candidates, costs, strict=True))
+    layers = (replace(tiny, spec=small, candidates=candidates), *space.layers[1:])
+    dense = replace(space.dense, macs=sum(layer.spec.macs for layer in layers))
+    strategy = strategies.make(name, replace(space, layers=layers, dense=dense), TWO, (), 0)
+    first = [strategy.ask().plan.choices for _ in range(6)]
+    assert all(small.name not in plan for plan in first)
+    assert any(plan for plan in first)
