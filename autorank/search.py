@@ -131,7 +131,7 @@ class SearchResult:
         """Return the recovered compressed model of a point (by default the recommended one), on the CPU."""
         point = point or self.best()
         task = self._need_task()
-        prepared = prepare(task, _config_of(self.header), self.directory, Silent(), self.header)
+        prepared = prepare(task, self.config, self.directory, Silent(), self.header)
         return TrialRunner(prepared.context).model(job_of(point.record), point.record).cpu()
 
     def export(
@@ -173,10 +173,13 @@ class SearchResult:
             dense=self.dense,
         )
 
+    @property
+    def config(self) -> SweepConfig:
+        """The settings with which the sweep was started."""
+        return make_config(self.header.config, "the sweep's settings")
+
     def _need_task(self) -> Task:
-        if self._task is not None:
-            return self._task
-        return task_of(_config_of(self.header))
+        return self._task if self._task is not None else task_of(self.config)
 
 
 def search(
@@ -286,10 +289,6 @@ def new_directory(config: SweepConfig) -> Path:
         return Path(config.sweep_dir)
     name = re.sub(r"[^A-Za-z0-9]+", "-", (config.model or "sweep").rsplit(":", 1)[-1]).strip("-").lower()
     return Path("sweeps") / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}-{secrets.token_hex(2)}"
-
-
-def _config_of(header: SweepHeader) -> SweepConfig:
-    return make_config(header.config, "the sweep's settings")
 
 
 def _run(

@@ -36,10 +36,12 @@ def pytest_configure(config: pytest.Config) -> None:
         _declare_torchvision_operators()
 
 
-def pytest_report_header() -> list[str]:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    # In the summary, since the header is not printed with -q.
     data = str(SHARED) if shared_found() else f"not found ({SHARED}): tests marked 'shared' are deselected"
     vision = "installed" if VISION else "not installed: tests marked 'vision' are deselected"
-    return [f"shared data: {data}", f"torchvision and timm: {vision}"]
+    terminalreporter.write_line(f"shared data: {data}")
+    terminalreporter.write_line(f"torchvision and timm: {vision}")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -55,6 +57,16 @@ def shared_dir() -> Path:
     """Directory of the real data and weights; only for tests marked ``shared``."""
     assert shared_found(), "mark the test with @pytest.mark.shared"
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def digits_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of the demonstration's network, trained on digits for a few seconds."""
+    from autorank import demo
+
+    path = tmp_path_factory.mktemp("weights") / "net.safetensors"
+    demo.prepare_weights(path)
+    return path
 
 
 def _declare_torchvision_operators() -> None:

@@ -33,15 +33,8 @@ QUICK: dict[str, Any] = {
 
 
 @pytest.fixture(scope="session")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("weights") / "net.safetensors"
-    demo.prepare_weights(path)
-    return path
-
-
-@pytest.fixture(scope="session")
-def settings(weights: Path) -> dict[str, Any]:
-    return {**QUICK, "model": demo.MODEL, "weights": str(weights), "data": "digits"}
+def settings(digits_weights: Path) -> dict[str, Any]:
+    return {**QUICK, "model": demo.MODEL, "weights": str(digits_weights), "data": "digits"}
 
 
 @pytest.fixture(scope="module")
