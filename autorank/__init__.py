@@ -20,23 +20,23 @@ from autorank.types import Choice, Plan
 if TYPE_CHECKING:
     from autorank.compression import compress
     from autorank.export import load
-    from autorank.profile import profile
-    from autorank.search import SearchResult, open_sweep, resume, search
+    from autorank.profiling import profile
+    from autorank.sweep import SearchResult, open_sweep, resume, search
     from autorank.tasks import ClassificationTask, CustomTask, Task, load_task
 
 # Public name → module that defines it; imported on first use, so that `import autorank` stays quick.
 _LAZY = {
     "ClassificationTask": "autorank.tasks",
     "CustomTask": "autorank.tasks",
-    "SearchResult": "autorank.search",
+    "SearchResult": "autorank.sweep",
     "Task": "autorank.tasks",
     "compress": "autorank.compression",
     "load": "autorank.export",
     "load_task": "autorank.tasks",
-    "open_sweep": "autorank.search",
-    "profile": "autorank.profile",
-    "resume": "autorank.search",
-    "search": "autorank.search",
+    "open_sweep": "autorank.sweep",
+    "profile": "autorank.profiling",
+    "resume": "autorank.sweep",
+    "search": "autorank.sweep",
 }
 
 __all__ = [

@@ -101,8 +101,8 @@ def search(
 
     Example: autorank search --model python:my.net:make --weights net.safetensors --data parquet:data/ --trials 60
     """
-    from autorank.config import merged, read_config
-    from autorank.search import search as run_search
+    from autorank.config import read_config
+    from autorank.sweep import search as run_search
 
     flags: dict[str, Any] = {
         "model": model,
@@ -124,7 +124,7 @@ def search(
         "workers": workers,
         "tracking_uri": tracking_uri,
         "max_drop": max_drop,
-        "recovery": merged({}, {"steps": steps, "lr": lr}) or None,
+        "recovery": {key: value for key, value in (("steps", steps), ("lr", lr)) if value is not None} or None,
     }
     settings = read_config(config, flags)
     result = run_search(**settings.model_dump(), progress=not quiet)
@@ -143,7 +143,7 @@ def resume(
     quiet: Quiet = False,
 ) -> None:
     """Go on with a sweep after any stop; finished trials are never run again. More --trials extend it."""
-    from autorank.search import resume as run_resume
+    from autorank.sweep import resume as run_resume
 
     result = run_resume(
         sweep,
@@ -196,8 +196,8 @@ def front(
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
 ) -> None:
     """Print the front of a sweep (also while it runs): the points that no other point beats."""
-    from autorank.search import open_sweep
     from autorank.show import print_front
+    from autorank.sweep import open_sweep
 
     if as_json and as_csv:
         raise ConfigError("--json and --csv were both given; choose one")
@@ -221,7 +221,7 @@ def export(
 
     Without --point, --max-drop, --min-score or --max-macs the recommended point is written.
     """
-    from autorank.search import open_sweep
+    from autorank.sweep import open_sweep
 
     result = open_sweep(sweep).export(
         out,
@@ -271,11 +271,6 @@ def main() -> None:
     except AutorankError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        typer.echo("stopped; everything that finished is saved: `autorank resume SWEEP` goes on", err=True)
-        sys.exit(130)
-    except BrokenPipeError:
-        sys.exit(0)
 
 
 def _print_result(result: Any) -> None:

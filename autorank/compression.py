@@ -12,7 +12,7 @@ from torch import nn
 
 from autorank.errors import PlanError
 from autorank.plan import apply, check
-from autorank.profile import profile
+from autorank.profiling import profile
 from autorank.solvers import whitening
 from autorank.types import Plan
 

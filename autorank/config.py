@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import fields
@@ -19,7 +20,7 @@ _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class StrategyConfig(_Section):
@@ -67,7 +68,7 @@ class SweepConfig(_Section):
     executor: Literal["ray", "inline"] = "ray"
     workers: int | None = Field(None, ge=1)
     threads: int = Field(1, ge=1)
-    lookahead: int = Field(4, ge=1)
+    lookahead: int | None = Field(None, ge=1)
     sweep_dir: str | None = None
     tracking: bool = True
     tracking_uri: str | None = None
@@ -82,6 +83,18 @@ class SweepConfig(_Section):
     @classmethod
     def _duration(cls, value: object) -> object:
         return parse_duration(value) if isinstance(value, str) else value
+
+    @field_validator("validation")
+    @classmethod
+    def _fraction_or_count(cls, value: float) -> float:
+        if value >= 1 and value != int(value):
+            raise ValueError("a fraction below 1 or a whole number of examples")
+        return value
+
+    @field_validator("weights", "data", "space", "sweep_dir", mode="before")
+    @classmethod
+    def _path(cls, value: object) -> object:
+        return os.fspath(value) if isinstance(value, os.PathLike) else value
 
     @field_validator("recovery", mode="before")
     @classmethod
@@ -123,8 +136,9 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in over.items():
         if value is None:
             continue
-        if isinstance(value, Mapping) and isinstance(result.get(key), Mapping) and key != "space":
-            result[key] = merged(result[key], value)
+        section = result.get(key)
+        if isinstance(value, Mapping) and isinstance(section, Mapping) and key != "space":
+            result[key] = {**section, **value}
         else:
             result[key] = value
     return result
@@ -147,10 +161,10 @@ def read_config(path: Path | None, flags: Mapping[str, Any]) -> SweepConfig:
         loaded = parse(read_text(path, ConfigError), where, ConfigError)
         if not isinstance(loaded, Mapping):
             raise ConfigError(f"{path}: a sweep file is a mapping of keys such as model, data, trials")
-        data = _rooted({str(k): v for k, v in loaded.items()}, path.resolve().parent)
+        data = rooted({str(k): v for k, v in loaded.items()}, path.resolve().parent)
         if isinstance(data.get("strategy"), str) and isinstance(flags.get("strategy"), Mapping):
             data["strategy"] = {"name": data["strategy"]}
-    return make_config(merged(data, flags), where)
+    return make_config(merged(data, rooted(flags, Path.cwd())), where)
 
 
 def make_config(data: Mapping[str, Any], where: str = "settings") -> SweepConfig:
@@ -161,14 +175,16 @@ def make_config(data: Mapping[str, Any], where: str = "settings") -> SweepConfig
         raise ConfigError(f"{where}: {explain(error, SweepConfig)}") from None
 
 
-def _rooted(data: dict[str, Any], root: Path) -> dict[str, Any]:
+def rooted(settings: Mapping[str, Any], root: Path) -> dict[str, Any]:
+    """Return the settings with paths that exist below `root` made absolute, so that they hold from any directory."""
+    data = dict(settings)
     for key in ("weights", "space"):
         value = data.get(key)
         if isinstance(value, str) and (root / value).is_file():
-            data[key] = str(root / value)
+            data[key] = str((root / value).resolve())
     source = data.get("data")
     if isinstance(source, str):
         scheme, _, rest = source.partition(":")
         if scheme in ("parquet", "imagefolder") and not Path(rest).is_absolute() and (root / rest).exists():
-            data["data"] = f"{scheme}:{root / rest}"
+            data["data"] = f"{scheme}:{(root / rest).resolve()}"
     return data

@@ -70,8 +70,8 @@ def prepare_weights(path: Path) -> float:
 
 def run(directory: Path, trials: int = 40) -> None:
     """Train, sweep, print the front, export the recommended point."""
-    from autorank.search import search
     from autorank.show import print_result
+    from autorank.sweep import search
 
     begun = time.monotonic()
     weights = directory / "digits-net.safetensors"

@@ -17,7 +17,7 @@ from autorank.errors import EmptyFrontError, SweepError
 from autorank.finish import measure_front
 from autorank.front import front_of
 from autorank.journal import Journal
-from autorank.prepare import Prepared, prepare
+from autorank.prepare import Prepared, default_workers, prepare
 from autorank.progress import Reporter
 from autorank.schedule import Schedule
 from autorank.stopping import StopSignal, interrupts
@@ -28,7 +28,7 @@ from autorank.types import DenseFigures, FrontPoint, SweepHeader, TrialRecord
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one run of the driver leaves; the same fields as in `autorank.search.SearchResult`."""
+    """What one run of the driver leaves; the same fields as in `autorank.sweep.SearchResult`."""
 
     header: SweepHeader
     records: tuple[TrialRecord, ...]
@@ -53,9 +53,11 @@ class Driver:
     ) -> None:
         self.task, self.config, self.directory = task, config, directory
         self.reporter, self.journal = reporter, journal
-        self.before = journal.contents() if header is not None else None
-        self.records: dict[int, TrialRecord] = {r.number: r for r in (self.before.records if self.before else ())}
+        self.resumed = header
+        self.before = journal.contents()
+        self.records: dict[int, TrialRecord] = {record.number: record for record in self.before.records}
         self.stop = StopSignal(config.max_time)
+        self._kept: set[Path] = set()
         self.dense: DenseFigures | None = None
 
     def run(self) -> Outcome:
@@ -80,11 +82,11 @@ class Driver:
         times = [time.perf_counter()]
         with interrupts(self.stop, self.reporter.say):
             prepared = prepare(
-                self.task, config, self.directory, self.reporter, self.before.header if self.before else None
+                self.task, config, self.directory, _Interruptible(self.reporter, self.stop), self.resumed
             )
             self.header = prepared.header
             schedule = self._schedule(prepared)
-            if self.before is None:
+            if self.resumed is None:
                 self.journal.write_header(prepared.header)
             self.tracker = self._tracker(prepared.header)
             try:
@@ -124,7 +126,7 @@ class Driver:
             trials=config.trials,
             fidelity=prepared.context.full_fidelity,
             known=self.records.values(),
-            lookahead=config.lookahead,
+            lookahead=config.lookahead or 1,
             objectives=header.objectives,
             gate_patience=config.pruning.patience,
             gate_margin=config.pruning.margin,
@@ -151,9 +153,8 @@ class Driver:
         else:
             from autorank import orchestrate
 
-            workers = config.workers or orchestrate.default_workers(
-                prepared.context.device, config.threads, config.lookahead
-            )
+            workers = config.workers or default_workers(prepared.context.device, config.threads)
+            workers = min(workers, config.lookahead or workers)
             orchestrate.run(schedule, prepared.context, self._on_record, self.stop, workers=workers)
         if self.stop.reason:
             return self.stop.reason
@@ -165,24 +166,28 @@ class Driver:
         if self.tracker is not None:
             self.tracker.log(record)
         front = self._front()
-        self._drop_dominated(front)
+        self._drop_dominated(record, front)
         self.reporter.trials(len(self.records), self.config.trials, record, front)
 
     def _front(self) -> tuple[TrialRecord, ...]:
         return front_of(self.records.values(), self.header.objectives, self.header.constraints)
 
-    def _drop_dominated(self, front: Sequence[TrialRecord]) -> None:
+    def _drop_dominated(self, fresh: TrialRecord, front: Sequence[TrialRecord]) -> None:
         """Delete the weights of models that no one will pick; a plan's weights can always be made again."""
-        finished = {weights_file(self.directory, record) for record in self.records.values()}
-        for path in finished - {weights_file(self.directory, record) for record in front}:
+        files = {weights_file(self.directory, record) for record in front}
+        for path in (self._kept | {weights_file(self.directory, fresh)}) - files:
             path.unlink(missing_ok=True)
+        self._kept = files
 
     def _finish(self, prepared: Prepared) -> tuple[FrontPoint, ...]:
-        """Measure the front, unless a person asked to stop now."""
+        """Measure the front; what was measured before is kept, and nothing is measured when a person stops the sweep.
+
+        So the test split is read once for a point, however often a sweep is stopped and resumed.
+        """
         front = self._front()
+        if self.stop.interrupted:
+            return tuple(FrontPoint(record) for record in front)
         if not front:
-            if self.stop.interrupted:
-                return ()
             why = self._why_empty()
             self.journal.write_end(why)
             raise EmptyFrontError(why)
@@ -195,6 +200,8 @@ class Driver:
             self.reporter,
             batch=self.config.latency.batch,
             threads=self.config.latency.threads,
+            known=self.before.measured,
+            known_dense=self.before.dense,
         )
         self.dense = dense
         self.journal.write_front(points, dense)
@@ -203,12 +210,38 @@ class Driver:
         return points
 
     def _why_empty(self) -> str:
+        if not self.records:
+            return (
+                f"{self.stop.reason or 'the search ended'} before a trial finished; `autorank resume {self.directory}`"
+            )
         failed = [record for record in self.records.values() if record.status == "failed"]
         if failed and len(failed) == len(self.records):
             return f"all {len(failed)} trials failed; the last one: {failed[-1].reason}"
         bounds = ", ".join(map(str, self.header.constraints))
-        return (
-            f"none of the {len(self.records)} trials meets {bounds or 'the front'}; "
-            f"run more with `autorank resume {self.directory} --trials {2 * self.config.trials}`, "
-            "or loosen the constraint"
+        pruned = sum(record.status == "pruned" for record in self.records.values())
+        said = f"none of the {len(self.records)} trials ({len(failed)} failed, {pruned} stopped early) "
+        said += f"meets {bounds}" if bounds else "was completed"
+        return f"{said}; run more with `autorank resume {self.directory} --trials {2 * self.config.trials}`" + (
+            ", or loosen the constraint" if bounds else ""
         )
+
+
+class _Interruptible:
+    """A reporter that ends the preparation when a person asks to stop: there is nothing yet to finish."""
+
+    def __init__(self, reporter: Reporter, stop: StopSignal) -> None:
+        self._reporter, self._stop = reporter, stop
+
+    def say(self, text: str) -> None:
+        """Pass it on."""
+        self._reporter.say(text)
+
+    def step(self, what: str, done: int, total: int) -> None:
+        """Pass it on, or stop."""
+        if self._stop.interrupted:
+            raise SweepError(f"stopped during {what}, before the search; the same command starts it again")
+        self._reporter.step(what, done, total)
+
+    def trials(self, done: int, total: int, record: TrialRecord | None, front: Sequence[TrialRecord]) -> None:
+        """Pass it on."""
+        self._reporter.trials(done, total, record, front)

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from autorank import measure
-from autorank.copying import model_copy
 from autorank.evaluate import evaluate
 from autorank.prepare import LAYER_SECONDS, batched
 from autorank.progress import Reporter
@@ -26,6 +25,8 @@ def measure_front(
     *,
     batch: int = 1,
     threads: int = 1,
+    known: Mapping[int, FrontPoint] | None = None,
+    known_dense: DenseFigures | None = None,
 ) -> tuple[tuple[FrontPoint, ...], DenseFigures]:
     """Measure the members of the front, with nothing else running.
 
@@ -38,6 +39,10 @@ def measure_front(
         Batch size of the latency.
     threads : int
         PyTorch threads of the latency.
+    known : mapping, optional
+        Points that were measured when the sweep ended before; they are taken as they are.
+    known_dense : DenseFigures, optional
+        The dense model as it was measured then.
 
     Returns
     -------
@@ -46,34 +51,37 @@ def measure_front(
     dense : DenseFigures
         Test score and latency of the dense model, measured beside them.
     """
+    known = known or {}
+    fresh = tuple(record for record in front if record.number not in known)
+    if not fresh and known_dense is not None:
+        return tuple(known[record.number] for record in front), known_dense
     runner = TrialRunner(context)
     task, device = context.task, context.device
     inputs = tuple(x.to(device) for x in batched(task.example_inputs, batch))
-    has_test = task.size("test") > 0
-    dense_model = task.model().to(device).eval()
+
+    def test_score(model: nn.Module) -> float | None:
+        return evaluate(model, task, "test", device).score if task.size("test") else None
+
+    what = "front: test score and latency"
     before = torch.get_num_threads()
     torch.set_num_threads(max(before, context.threads))
     try:
-        dense_test = evaluate(dense_model, task, "test", device).score if has_test else None
-        points = []
-        dense_timing = measure.time_module(_deployed(dense_model), inputs, threads, device=device)
-        times = _layer_times(front, context, threads, batch)
-        for done, record in enumerate(front):
-            reporter.step("front: test score and latency", done, len(front))
+        dense_model = task.model().to(device).eval()
+        dense_test = known_dense.test_score if known_dense is not None else test_score(dense_model)
+        timing = measure.time_module(dense_model, inputs, threads, device=device)
+        dense = DenseFigures(dense_test, timing.median_ms, timing.spread_ms, batch, threads, device)
+        times = _layer_times(fresh, context, threads, batch)
+        points = dict(known)
+        for done, record in enumerate(fresh):
+            reporter.step(what, done, len(fresh))
             model = runner.model(job_of(record), record)
-            test = evaluate(model, task, "test", device).score if has_test else None
-            timing = measure.time_module(_deployed(model), inputs, threads, device=device)
-            points.append(FrontPoint(record, test, timing.median_ms, timing.spread_ms, _slower(record, times)))
-        reporter.step("front: test score and latency", len(front), max(len(front), 1))
+            timing = measure.time_module(model, inputs, threads, device=device)
+            slower = _slower(record, times)
+            points[record.number] = FrontPoint(record, test_score(model), timing.median_ms, timing.spread_ms, slower)
+        reporter.step(what, len(fresh), len(fresh))
     finally:
         torch.set_num_threads(before)
-    dense = DenseFigures(dense_test, dense_timing.median_ms, dense_timing.spread_ms, batch, threads, device)
-    return tuple(points), dense
-
-
-def _deployed(model: nn.Module) -> nn.Module:
-    """Return a copy in eval mode, so that timing leaves nothing on the model."""
-    return model_copy(model).eval()
+    return tuple(points[record.number] for record in front), dense
 
 
 def _layer_times(

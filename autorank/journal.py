@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from autorank.errors import SweepError
+from autorank.errors import SweepError, describe
 from autorank.types import DenseFigures, FrontPoint, SweepHeader, TrialRecord
 
 FILE_NAME = "journal.jsonl"
@@ -24,44 +26,28 @@ class JournalContents:
     Attributes
     ----------
     header : SweepHeader or None
-        None when the sweep was stopped before its dense model was measured.
+        None when the sweep was stopped before its search began. Settings changed by a resume are laid over its own.
     records : tuple of TrialRecord
         In the order in which they were finished.
-    front : tuple of mapping
-        The last measured front: `FrontPoint.to_json` of each member.
+    measured : mapping
+        Trial number → the final figures of every trial that was on a front when a run of the sweep ended.
     dense : DenseFigures or None
-        The dense model, measured beside that front.
+        The dense model, measured beside the last of these fronts.
     ended : str
         Why the last run of the sweep ended; empty while it runs or after it was killed.
     seconds : mapping
         Wall time of the last run that ended by itself: prepare, search, front.
-    damaged : int
-        Lines that could not be read (at most the one that was being written when the driver was killed).
+    torn : int or None
+        Byte at which a last line begins that was only half written; None when all is whole.
     """
 
     header: SweepHeader | None = None
     records: tuple[TrialRecord, ...] = ()
-    front: tuple[Mapping[str, Any], ...] = ()
+    measured: Mapping[int, FrontPoint] = field(default_factory=dict)
     dense: DenseFigures | None = None
     ended: str = ""
     seconds: Mapping[str, float] = field(default_factory=dict)
-    damaged: int = 0
-    good_bytes: int = field(default=0, repr=False)
-
-    def front_points(self) -> tuple[FrontPoint, ...]:
-        """Return the measured front with its records."""
-        by_number = {record.number: record for record in self.records}
-        return tuple(
-            FrontPoint(
-                by_number[point["number"]],
-                point["test_score"],
-                point["latency_ms"],
-                point["latency_spread_ms"],
-                tuple(point["slower_layers"]),
-            )
-            for point in self.front
-            if point["number"] in by_number
-        )
+    torn: int | None = None
 
 
 def read(sweep_dir: Path) -> JournalContents:
@@ -81,42 +67,54 @@ def read(sweep_dir: Path) -> JournalContents:
         ) from None
     except OSError as error:
         raise SweepError(f"cannot read {path}: {error.strerror}") from None
-    header: SweepHeader | None = None
-    front: tuple[Mapping[str, Any], ...] = ()
-    dense: DenseFigures | None = None
-    ended = ""
-    seconds: dict[str, float] = {}
+    contents = JournalContents()
     records: dict[int, TrialRecord] = {}
     lines = raw.split(b"\n")
-    good = 0
-    for position, line in enumerate(lines):
-        if not line.strip():
-            good += len(line) + 1
-            continue
-        try:
-            entry = json.loads(line)
-            event = entry["event"]
-            if event == "sweep":
-                header = SweepHeader.from_json(entry["header"])
-            elif event == "trial":
-                record = TrialRecord.from_json(entry["record"])
-                records[record.number] = record
-                front, dense, ended = (), None, ""
-            elif event == "front":
-                front, dense = tuple(entry["points"]), DenseFigures(**entry["dense"])
-            elif event == "end":
-                ended, seconds = str(entry["reason"]), dict(entry.get("seconds", {}))
-            else:
-                raise ValueError(f"unknown event {event!r}")
-        except (ValueError, KeyError, TypeError) as error:
-            if position == len(lines) - 1:
-                return JournalContents(header, tuple(records.values()), front, dense, ended, seconds, 1, good)
-            raise SweepError(
-                f"{path}, line {position + 1}: not a journal entry ({type(error).__name__}: {error}); "
-                "restore the file, or delete that line to run its trial again"
-            ) from None
-        good += len(line) + 1
-    return JournalContents(header, tuple(records.values()), front, dense, ended, seconds, 0, min(good, len(raw)))
+    position = 0
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            try:
+                contents = _with(contents, records, json.loads(line))
+            except (ValueError, KeyError, TypeError) as error:
+                if number == len(lines):
+                    return replace(contents, records=tuple(records.values()), torn=position)
+                raise SweepError(
+                    f"{path}, line {number}: not a journal entry ({describe(error)}); "
+                    "restore the file, or delete that line to run its trial again"
+                ) from None
+        position += len(line) + 1
+    return replace(contents, records=tuple(records.values()))
+
+
+def _with(contents: JournalContents, records: dict[int, TrialRecord], entry: Mapping[str, Any]) -> JournalContents:
+    """Return the contents with one more entry, a trial's record put into `records`; raises when it is no entry."""
+    match entry["event"]:
+        case "sweep":
+            return replace(contents, header=SweepHeader.from_json(entry["header"]))
+        case "settings" if contents.header is not None:
+            header = replace(contents.header, config={**contents.header.config, **entry["config"]})
+            return replace(contents, header=header)
+        case "trial":
+            record = TrialRecord.from_json(entry["record"])
+            records[record.number] = record
+            return replace(contents, ended="")
+        case "front":
+            points = {
+                point["number"]: FrontPoint(
+                    records[point["number"]],
+                    point["test_score"],
+                    point["latency_ms"],
+                    point["latency_spread_ms"],
+                    tuple(point["slower_layers"]),
+                )
+                for point in entry["points"]
+            }
+            measured = {**contents.measured, **points}
+            return replace(contents, measured=measured, dense=DenseFigures(**entry["dense"]))
+        case "end":
+            return replace(contents, ended=str(entry["reason"]), seconds=dict(entry["seconds"]))
+        case other:
+            raise ValueError(f"unknown event {other!r}")
 
 
 class Journal:
@@ -138,7 +136,7 @@ class Journal:
     def __init__(self, sweep_dir: Path) -> None:
         self.directory = Path(sweep_dir)
         self.path = self.directory / FILE_NAME
-        self._file: IO[bytes] | None = None
+        self._file: FileIO | None = None
         self._lock: IO[bytes] | None = None
 
     def __enter__(self) -> Journal:
@@ -146,7 +144,8 @@ class Journal:
             self.directory.mkdir(parents=True, exist_ok=True)
             self._lock = (self.directory / LOCK_NAME).open("ab")
             _lock(self._lock, self.directory)
-            self._file = self.path.open("ab")
+            # Unbuffered: what could not be written must not be tried again behind our back when the file is closed.
+            self._file = self.path.open("ab", buffering=0)
         except OSError as error:
             self.close()
             raise SweepError(
@@ -171,10 +170,10 @@ class Journal:
         self._file = self._lock = None
 
     def contents(self) -> JournalContents:
-        """Read what is there, and cut off a last line that was only half written."""
+        """Read what is there, and cut off a last line that was only half written; nothing yet is no error."""
         contents = read(self.directory)
-        if contents.damaged:
-            os.truncate(self.path, contents.good_bytes)
+        if contents.torn is not None:
+            os.truncate(self.path, contents.torn)
         elif self._file is not None and not self.path.read_bytes().endswith(b"\n"):
             self._file.write(b"\n")  # only the newline of the last entry was lost
         return contents
@@ -182,6 +181,10 @@ class Journal:
     def write_header(self, header: SweepHeader) -> None:
         """Write the first entry."""
         self._append({"event": "sweep", "header": header.to_json()})
+
+    def write_settings(self, config: Mapping[str, Any]) -> None:
+        """Write the settings that a resumed sweep changes; they hold for every later resume."""
+        self._append({"event": "settings", "config": dict(config)})
 
     def write_trial(self, record: TrialRecord) -> None:
         """Write a finished trial."""
@@ -199,11 +202,14 @@ class Journal:
         if self._file is None:
             raise SweepError(f"the journal {self.path} is not open")
         line = json.dumps(_finite(entry), separators=(",", ":"), allow_nan=False).encode() + b"\n"
+        size = self._file.seek(0, os.SEEK_END)
         try:
-            self._file.write(line)
-            self._file.flush()
+            written = self._file.write(line)
+            if written != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(self._file.fileno())
         except OSError as error:
+            self._file.truncate(size)  # no half line for the next entry to run into
             raise SweepError(
                 f"cannot write {self.path}: {error.strerror or error}; all trials before are safe: "
                 f"free the disk, then `autorank resume {self.directory}`"

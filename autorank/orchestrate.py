@@ -6,14 +6,16 @@ import json
 import logging
 import os
 import shutil
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
-from autorank.errors import SweepError
+from autorank.errors import SweepError, describe
 from autorank.schedule import Job, Schedule
 from autorank.stopping import StopSignal
-from autorank.trial import TrialContext, TrialRunner
+from autorank.trial import TrialContext, TrialRunner, failed
 from autorank.types import TrialRecord
 
 # Before the first import: ray reads these once.
@@ -60,14 +62,18 @@ def run(
     import ray
     from ray import tune
 
-    gpus = 1.0 / workers if context.device.startswith("cuda") else 0.0
     scratch = context.directory / "ray"
-    _start(ray, workers, gpus=1 if gpus else 0)
+    in_main = threading.current_thread() is threading.main_thread()
+    on_term = signal.getsignal(signal.SIGTERM)
+    _start(ray, workers)
+    if in_main and on_term is not None:
+        signal.signal(signal.SIGTERM, on_term)  # ray.init puts its own there, which ends the driver at once
     try:
         searcher = _searcher(schedule, on_record, stop)
         trainable = tune.with_parameters(_trainable(), context=context, paths=list(sys.path))
         tuner = tune.Tuner(
-            tune.with_resources(trainable, {"cpu": 1, **({"gpu": gpus} if gpus else {})}),
+            # GPUs are not Ray's to hand out: it would hide them and renumber the rest; `workers` is the limit.
+            tune.with_resources(trainable, {"cpu": 1}),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
                 num_samples=-1,
@@ -79,17 +85,18 @@ def run(
                 name="tune",
                 storage_path=str(scratch.resolve()),
                 verbose=0,
-                callbacks=[_errors(searcher)],
                 failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
             ),
         )
         tuner.fit()
+        if searcher.failure is not None:
+            raise searcher.failure
     finally:
         ray.shutdown()
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _start(ray: Any, workers: int, gpus: int) -> None:
+def _start(ray: Any, workers: int) -> None:
     """Start a Ray of our own on this machine; a cluster that happens to run here is left alone."""
     logging.getLogger("ray").setLevel(logging.ERROR)
     if ray.is_initialized():
@@ -99,7 +106,7 @@ def _start(ray: Any, workers: int, gpus: int) -> None:
     ray.init(
         address="local",
         num_cpus=workers,
-        num_gpus=gpus,
+        num_gpus=0,
         include_dashboard=False,
         logging_level="ERROR",
         log_to_driver=False,
@@ -116,7 +123,7 @@ def _searcher(schedule: Schedule, on_record: Callable[[TrialRecord], None], stop
         def __init__(self) -> None:
             super().__init__(metric="score", mode="max")
             self._jobs: dict[str, Job] = {}
-            self.errors: dict[str, str] = {}
+            self.failure: Exception | None = None
 
         def __reduce__(self) -> tuple[type, tuple[()]]:
             # Tune pickles its tuner into the run's folder at the start; nothing of it is ever read again.
@@ -143,16 +150,17 @@ def _searcher(schedule: Schedule, on_record: Callable[[TrialRecord], None], stop
             if result is not None and "record" in result and not error:
                 record = TrialRecord.from_json(json.loads(result["record"]))
             else:
-                record = TrialRecord(
-                    number=job.number,
-                    plan=job.plan,
-                    fidelity=job.fidelity,
-                    target=job.fidelity,
-                    status="failed",
-                    reason=f"its worker failed {MAX_FAILURES + 1} times: {self.errors.pop(trial_id, 'it was killed')}",
+                record = failed(
+                    job,
+                    f"its worker process died {MAX_FAILURES + 1} times (out of memory, or killed from outside)",
                 )
-            on_record(record)
-            schedule.done(record)
+            try:
+                on_record(record)
+                schedule.done(record)
+            except Exception as error:
+                # Tune would swallow it and go on without the record: end the search, and raise it after that.
+                self.failure = error
+                schedule.stop()
 
         def save(self, checkpoint_path: str) -> None:
             """Save nothing: the journal is the truth."""
@@ -163,22 +171,6 @@ def _searcher(schedule: Schedule, on_record: Callable[[TrialRecord], None], stop
     return ScheduleSearcher()
 
 
-def _errors(searcher: Any) -> Any:
-    from ray import tune
-
-    class Errors(tune.Callback):
-        """Keeps the last line of a worker's error, which Tune does not tell the searcher."""
-
-        def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            lines = [line.strip() for line in str(trial.get_error()).splitlines() if line.strip()]
-            searcher.errors[trial.trial_id] = lines[-1][:300] if lines else "no reason given"
-
-        def __reduce__(self) -> tuple[type, tuple[()]]:
-            return dict, ()
-
-    return Errors()
-
-
 def _trainable() -> type:
     from ray import tune
 
@@ -186,9 +178,9 @@ def _trainable() -> type:
         """One worker: loads the model, the statistics and the data once, then runs one trial per step."""
 
         def setup(self, config: dict[str, Any], **shared: Any) -> None:
-            context, paths = shared["context"], shared["paths"]
-            sys.path.extend(path for path in paths if path not in sys.path)
-            self._runner = TrialRunner(context)
+            sys.path.extend(path for path in shared["paths"] if path not in sys.path)
+            self._context = shared["context"]
+            self._runner: TrialRunner | None = None
             self._job = Job.from_json(config["job"])
 
         def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -196,7 +188,11 @@ def _trainable() -> type:
             return True
 
         def step(self) -> dict[str, Any]:
-            record = self._runner.run(self._job)
+            try:
+                self._runner = self._runner or TrialRunner(self._context)
+                record = self._runner.run(self._job)
+            except Exception as error:  # the worker cannot even load the task: say so, it would fail again
+                record = failed(self._job, f"a worker cannot load the task: {describe(error)}")
             # One text: Tune flattens nested results on their way to the searcher.
             return {"record": json.dumps(record.to_json()), "score": record.score or 0.0, "done": True}
 
@@ -207,11 +203,3 @@ def _trainable() -> type:
             """Load nothing."""
 
     return TrialTrainable
-
-
-def default_workers(device: str, threads: int, lookahead: int) -> int:
-    """Return how many trials to run at a time: the cores divided by a trial's threads, one on a GPU."""
-    if device.startswith("cuda"):
-        return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores // threads, lookahead))

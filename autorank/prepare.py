@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import secrets
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -14,10 +16,10 @@ from torch import nn
 
 from autorank import measure
 from autorank.config import SweepConfig
-from autorank.errors import AutorankError, ConfigError, SweepError
+from autorank.errors import AutorankError, ConfigError, ModelError, SweepError, describe
 from autorank.evaluate import evaluate
 from autorank.objectives import parse_constraint, parse_objectives
-from autorank.profile import profile as profile_model
+from autorank.profiling import profile as profile_model
 from autorank.progress import Reporter
 from autorank.recover import Teacher
 from autorank.solvers import whitening
@@ -83,10 +85,8 @@ def prepare(
     except OSError as error:
         raise SweepError(f"cannot write to sweep directory {directory}: {error.strerror or error}") from None
     objectives = parse_objectives(config.objectives, task.metric_name, task.direction)
-    constraints = tuple(parse_constraint(text) for text in config.constraints)
+    constraints = tuple(parse_constraint(text, task.metric_name) for text in config.constraints)
     file = read_space(config.space)
-    if task.size("validation") == 0:
-        raise ConfigError("the task has no validation data; give a validation set or a validation fraction above 0")
     if before is not None:
         _same_source(before, task)
 
@@ -108,7 +108,7 @@ def prepare(
         space = build_space(file, replace(profile, dense=dense_cost), latencies)
 
     model = model.to(device)
-    torch.set_num_threads(os.cpu_count() or 1)  # one process works now; the trials fix their own number
+    torch.set_num_threads(available_cores())  # one process works now; the trials fix their own number
     try:
         stats_file = _statistics(model, task, space, config, device, cache, reporter)
         dense = before.dense if before is not None else _dense(model, task, device, reporter)
@@ -134,9 +134,10 @@ def prepare(
         latencies=latencies,
     )
     header = before or SweepHeader(
-        sweep_id=directory.resolve().name,
+        # Not the directory's name alone: two people's sweeps/net may share one MLflow.
+        sweep_id=f"{directory.resolve().name}-{secrets.token_hex(3)}",
         created=time.time(),
-        config=config.model_dump(mode="json"),
+        config={**config.model_dump(mode="json"), "space": file.model_dump(mode="json", exclude_none=True)},
         metric=task.metric_name,
         direction=task.direction,
         objectives=objectives,
@@ -157,6 +158,8 @@ def _dense(model: nn.Module, task: Task, device: str, reporter: Reporter) -> Eva
         dense = evaluate(model, task, "validation", device)
     except AutorankError as error:
         raise type(error)(f"the dense model: {error}") from None
+    except Exception as error:  # the user's own forward pass, loss, metric or data
+        raise ModelError(f"the dense model cannot be scored on the validation data: {describe(error)}") from error
     reporter.step("dense model on validation data", 1, 1)
     return dense
 
@@ -203,11 +206,11 @@ def _statistics(
     ]
     if not specs:
         return None
-    path = cache / "stats.safetensors"
+    path = cache / f"stats-{_key(task, config.calibration, *sorted(spec.name for spec in specs))}.safetensors"
     if path.is_file():
         try:
-            if set(whitening.load(path)) >= {spec.name for spec in specs}:
-                return path
+            whitening.load(path)
+            return path
         except AutorankError:
             path.unlink()  # damaged: collected again
     what = "layer statistics"
@@ -233,7 +236,9 @@ def _latencies(
     reporter: Reporter,
 ) -> tuple[Latencies, float]:
     """Measure every candidate layer alone, before any trial runs; the table is kept for a resumed sweep."""
-    path = cache / "latencies.json"
+    settings = config.latency
+    # Beside the journal, not in the cache: the search has seen these figures and is replayed with them.
+    path = cache.parent / f"latencies-{_key(task, device, settings.batch, settings.threads)}.json"
     pairs: list[tuple[LayerSpec, Choice | None]] = []
     for layer in space.layers:
         pairs.append((layer.spec, None))
@@ -250,7 +255,6 @@ def _latencies(
             yield pair
         reporter.step("layer latencies", len(pairs), len(pairs))
 
-    settings = config.latency
     table = measure.time_layers(shown(), settings.threads, device, settings.batch, min_run_time=LAYER_SECONDS)
     inputs = tuple(x.to(device) for x in batched(task.example_inputs, config.latency.batch))
     dense = measure.time_module(model.to(device), inputs, settings.threads, device=device).median_ms
@@ -259,6 +263,22 @@ def _latencies(
     part.write_text(json.dumps({"dense_ms": dense, "layers": rows}))
     part.replace(path)
     return table, dense
+
+
+def _key(task: Task, *more: object) -> str:
+    """Return a name for what belongs to this model, these data and these settings only."""
+    text = json.dumps([dict(task.fingerprint), torch.__version__, *map(str, more)], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def available_cores() -> int:
+    """Return how many cores this process may use, which in a container is fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def default_workers(device: str, threads: int) -> int:
+    """Return how many trials to run at a time: the cores divided by a trial's threads, one on a GPU."""
+    return 1 if device.startswith("cuda") else max(1, available_cores() // threads)
 
 
 def batched(inputs: tuple[torch.Tensor, ...], batch: int) -> tuple[torch.Tensor, ...]:

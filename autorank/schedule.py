@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from autorank.errors import SweepError
 from autorank.strategies import WAIT, Strategy
 from autorank.types import Direction, Fidelity, Objective, Plan, Proposal, TrialRecord
 
@@ -91,7 +92,7 @@ class Schedule:
         How many proposals to evaluate.
     fidelity : Fidelity
         Used where a proposal names none.
-    known : iterable of TrialRecord
+    known : collection of TrialRecord
         Finished trials of the journal.
     lookahead : int
         How many proposals may be in flight.
@@ -108,7 +109,7 @@ class Schedule:
         *,
         trials: int,
         fidelity: Fidelity,
-        known: Iterable[TrialRecord] = (),
+        known: Collection[TrialRecord] = (),
         lookahead: int = 4,
         objectives: tuple[Objective, ...] = (),
         gate_patience: int = 3,
@@ -124,9 +125,9 @@ class Schedule:
         self._done: dict[int, TrialRecord] = {}
         self._told = 0
         self._known = {(r.plan_id, r.target or r.fidelity): r for r in known}
+        self._numbered = {r.number: r for r in known}
         self._exhausted = False
         self._stopped = False
-        self.replayed = 0
 
     @property
     def finished(self) -> int:
@@ -173,9 +174,15 @@ class Schedule:
             self._proposals.append(proposal)
             fidelity = proposal.fidelity or self._fidelity
             record = self._known.get((proposal.plan.plan_id, fidelity))
+            journalled = self._numbered.get(number)
+            if journalled is not None and journalled.plan_id != proposal.plan.plan_id:
+                raise SweepError(
+                    f"the sweep cannot be replayed: the strategy now proposes another plan as number {number} than the "
+                    "journal has; its libraries or its search space have changed. Nothing was run or written: "
+                    "go on with the versions in the journal's first line, or start a new sweep"
+                )
             if record is None:
                 return Job(number, proposal.plan, fidelity, self._gate(fidelity))
-            self.replayed += 1
             self._done[number] = record
 
     def done(self, record: TrialRecord) -> None:

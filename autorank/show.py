@@ -12,7 +12,7 @@ from autorank.errors import AutorankError, ConfigError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from autorank.search import SearchResult
+    from autorank.sweep import SearchResult
     from autorank.types import ModelProfile
 
 
@@ -63,9 +63,9 @@ def print_profile(
     import torch
 
     from autorank.config import make_config
-    from autorank.profile import profile
-    from autorank.search import task_of
+    from autorank.profiling import profile
     from autorank.space import build_space, read_space
+    from autorank.sweep import task_of
     from autorank.tasks.models import NamedModel
 
     if model is None:

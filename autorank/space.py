@@ -111,19 +111,16 @@ class SearchSpace:
     def cost_with(self, chosen: Iterable[tuple[LayerCandidates, Candidate]]) -> Cost:
         """Return the cost of the model with each of these layers replaced by the candidate beside it."""
         macs, params, latency = self.dense.macs, self.dense.params, self.dense.latency_ms
-        replaced = 0.0
+        pairs: list[tuple[float, float]] | None = None if latency is None else []
         for layer, candidate in chosen:
             macs += candidate.cost.macs - layer.spec.macs
             params += candidate.cost.params - layer.spec.params
-            if latency is not None:
+            if pairs is not None:
                 if candidate.latency_ms is None or layer.dense_latency_ms is None:
-                    latency = None
+                    pairs = None
                 else:
-                    latency += candidate.latency_ms - layer.dense_latency_ms
-                    replaced += candidate.latency_ms
-        if latency is not None:
-            # Layers timed alone can add up to more than the whole model; what replaces them is the least that remains.
-            latency = max(latency, replaced)
+                    pairs.append((layer.dense_latency_ms, candidate.latency_ms))
+        latency = None if latency is None or pairs is None else predicted_latency(latency, pairs)
         return Cost(macs, params, self.dense.bytes - self._width * (self.dense.params - params), latency)
 
     @cached_property
@@ -131,6 +128,21 @@ class SearchSpace:
         """Bytes of one parameter; 4 unless the dense model says otherwise."""
         width, rest = divmod(self.dense.bytes, max(self.dense.params, 1))
         return width if width and not rest else 4
+
+
+def predicted_latency(dense_ms: float, pairs: Iterable[tuple[float, float]]) -> float:
+    """Return the milliseconds of a model in which layers are replaced, from times of the layers alone.
+
+    Parameters
+    ----------
+    dense_ms : float
+        The whole dense model.
+    pairs : iterable of (float, float)
+        Milliseconds of a dense layer and of what replaces it.
+    """
+    pairs = list(pairs)
+    # Layers timed alone can add up to more than the whole model; what replaces them is the least that remains.
+    return max(dense_ms + sum(new - old for old, new in pairs), sum(new for _, new in pairs))
 
 
 def build_space(

@@ -22,6 +22,7 @@ class StopSignal:
     def __init__(self, max_time: float | None = None) -> None:
         self._deadline = None if max_time is None else time.monotonic() + max_time
         self._reason = ""
+        self._interrupted = False
 
     @property
     def reason(self) -> str:
@@ -33,16 +34,12 @@ class StopSignal:
     @property
     def interrupted(self) -> bool:
         """Whether a person stopped the sweep."""
-        return self._reason == "interrupted"
+        return self._interrupted
 
-    @property
-    def time_left(self) -> float | None:
-        """Seconds until the time limit; None without one."""
-        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
-
-    def request(self, reason: str) -> None:
-        """Ask for a stop; the first reason stays."""
-        self._reason = self._reason or reason
+    def interrupt(self) -> None:
+        """Ask for a stop on behalf of a person."""
+        self._interrupted = True
+        self._reason = self._reason or "interrupted"
 
 
 @contextmanager
@@ -57,8 +54,9 @@ def interrupts(stop: StopSignal, say: Callable[[str], None]) -> Iterator[None]:
 
     def handle(number: int, frame: FrameType | None) -> None:
         if stop.interrupted:
+            say("stopped now; everything that finished is saved: `autorank resume` goes on")
             raise KeyboardInterrupt
-        stop.request("interrupted")
+        stop.interrupt()
         say("stopping: the running trials are finished and saved (press Ctrl-C again to stop now)")
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -23,6 +23,7 @@ from autorank.plan import apply, build
 from autorank.recover import Recovery, Teacher, fine_tune, reestimate_batch_norm
 from autorank.schedule import Job
 from autorank.solvers import whitening
+from autorank.space import predicted_latency
 from autorank.tasks import Task
 from autorank.types import (
     Choice,
@@ -32,7 +33,6 @@ from autorank.types import (
     Fidelity,
     LayerResult,
     LayerSpec,
-    Plan,
     TrialRecord,
 )
 
@@ -105,10 +105,10 @@ class TrialRunner:
             try:
                 record = self._run(job, clock)
             except AutorankError as error:
-                record = _failed(job, str(error))
+                record = failed(job, str(error))
             except Exception as error:
                 # The user's own code (loss, metric, forward) may raise anything; the sweep goes on and says where.
-                record = _failed(job, f"{type(error).__name__} in {_place(error)}: {_one_line(error)}")
+                record = failed(job, f"{type(error).__name__} in {_place(error)}: {_one_line(error)}")
         return replace(
             record,
             seconds=clock.seconds(),
@@ -119,30 +119,16 @@ class TrialRunner:
 
     def model(self, job: Job, record: TrialRecord) -> nn.Module:
         """Return the recovered model of a finished trial: from its saved weights, else by running it again."""
-        path = weights_file(self.context.directory, record)
-        model = self._load(path, record.plan)
+        directory = self.context.directory
+        model = load_weights(self._dense, directory, record)
         if model is None:
             again = self.run(replace(job, gate=None))
             if again.status != "complete":
                 raise TrialError(f"trial {record.number} could not be run again: {again.reason}")
-            model = self._load(path, record.plan)
+            model = load_weights(self._dense, directory, record)
         if model is None:
-            raise TrialError(f"the weights of trial {record.number} could not be written to {path}")
+            raise TrialError(f"the weights of trial {record.number} could not be written below {directory}")
         return model
-
-    def _load(self, path: Path, plan: Plan) -> nn.Module | None:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_model
-
-        if not path.is_file():
-            return None
-        model = build(self._dense, plan)
-        try:
-            load_model(model, str(path), device=str(self.context.device))
-        except (SafetensorError, RuntimeError, OSError):
-            path.unlink(missing_ok=True)  # damaged: it is rebuilt
-            return None
-        return model.eval()
 
     def _run(self, job: Job, clock: _Clock) -> TrialRecord:
         context = self.context
@@ -215,10 +201,8 @@ class TrialRunner:
             )
             for layer in layers
         )
-        latency = (dense.latency_ms or 0.0) + sum(
-            (layer.latency_ms or 0.0) - (layer.latency_dense_ms or 0.0) for layer in layers
-        )
-        return replace(cost, latency_ms=latency), layers
+        pairs = [(layer.latency_dense_ms or 0.0, layer.latency_ms or 0.0) for layer in layers]
+        return replace(cost, latency_ms=predicted_latency(dense.latency_ms or 0.0, pairs)), layers
 
     def _batch_norm(
         self, model: nn.Module, before: Evaluation, fidelity: Fidelity, clock: _Clock
@@ -274,6 +258,24 @@ def better(a: float, b: float, direction: Direction) -> bool:
 def weights_file(directory: Path, record: TrialRecord) -> Path:
     """Return where the recovered weights of a trial are kept."""
     return directory / MODELS / f"{record.plan_id}-{record.fidelity.label}.safetensors"
+
+
+def load_weights(dense: nn.Module, directory: Path, record: TrialRecord) -> nn.Module | None:
+    """Return the recovered model of a trial on the dense model's device, or None when its weights are not kept."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_model
+
+    path = weights_file(directory, record)
+    if not path.is_file():
+        return None
+    model = build(dense, record.plan)
+    device = next((str(p.device) for p in dense.parameters()), "cpu")
+    try:
+        load_model(model, str(path), device=device)
+    except (SafetensorError, RuntimeError, OSError):
+        path.unlink(missing_ok=True)  # damaged: it is made again
+        return None
+    return model.eval()
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
@@ -335,7 +337,8 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _failed(job: Job, reason: str) -> TrialRecord:
+def failed(job: Job, reason: str) -> TrialRecord:
+    """Return the record of a trial that gave no result."""
     return TrialRecord(
         number=job.number,
         plan=job.plan,

@@ -16,7 +16,7 @@ import torch
 from harness import ROOT, arguments, finish
 
 import autorank
-from autorank.search import task_of
+from autorank.sweep import task_of
 
 
 def main() -> None:

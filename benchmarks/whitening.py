@@ -17,7 +17,7 @@ from torch import nn
 
 from autorank.evaluate import evaluate
 from autorank.plan import apply
-from autorank.profile import profile
+from autorank.profiling import profile
 from autorank.solvers import whitening
 from autorank.space import build_space, read_space
 from autorank.tasks import load_task

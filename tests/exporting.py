@@ -16,7 +16,7 @@ from autorank import plan as plans
 from autorank.evaluate import evaluate
 from autorank.export import ExportResult, export
 from autorank.measure import count
-from autorank.profile import profile
+from autorank.profiling import profile
 from autorank.tasks import CustomTask, Task
 from autorank.types import Choice, Constraint, Fidelity, FrontPoint, Objective, Plan, SweepHeader, TrialRecord
 from tests import models

@@ -20,7 +20,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("solvers",),
     ("formats",),
     ("measure",),
-    ("modules", "profile", "fitcache", "plan", "compression"),
+    ("modules", "profiling", "fitcache", "plan", "compression"),
     ("spacefile", "patterns", "candidates", "space"),
     ("objectives", "pareto", "front"),
     ("strategies",),
@@ -33,7 +33,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("run_values", "run_sync", "mlflow_ui", "tracking"),
     ("prepare", "finish", "inline", "orchestrate", "driver"),
     ("comparing", "artifacts", "exportdir", "exporter", "weightfile", "report", "export"),
-    ("search", "show", "demo"),
+    ("sweep", "show", "demo"),
     ("cli",),
     ("testing",),
     ("__init__",),
@@ -66,8 +66,8 @@ LAZY = frozenset(
 
 # Room → what it must not import although it lies before it.
 FORBIDDEN = {
-    "tasks": {"autorank.formats", "autorank.space", "autorank.strategies", "autorank.plan", "autorank.profile"},
-    "strategies": {"torch", "autorank.tasks", "autorank.plan", "autorank.formats", "autorank.profile"},
+    "tasks": {"autorank.formats", "autorank.space", "autorank.strategies", "autorank.plan", "autorank.profiling"},
+    "strategies": {"torch", "autorank.tasks", "autorank.plan", "autorank.formats", "autorank.profiling"},
     "objectives": {"torch"},
     "pareto": {"torch"},
     "front": {"torch"},
@@ -178,3 +178,10 @@ def test_every_package_is_installed() -> None:
     assert present | set(settings["package-dir"]) == set(settings["packages"])
     assert all((folder / "__init__.py").is_file() for folder in folders)
     assert all((ROOT / folder).is_dir() for folder in settings["package-dir"].values())
+
+
+def test_no_public_name_is_hidden_by_a_module_of_the_same_name() -> None:
+    """`import autorank.x` binds the module to `autorank.x`, and a function of that name would be gone."""
+    import autorank
+
+    assert not set(autorank.__all__) & {name.removeprefix("autorank.") for name in FILES}

@@ -71,20 +71,61 @@ def test_what_was_written_is_read_back_equal(tmp_path: Path) -> None:
     contents = read(tmp_path)
     assert contents.header == HEADER
     assert list(contents.records) == records
-    assert contents.front_points() == (point,)
+    assert contents.measured == {0: point}
     assert contents.dense == DenseFigures(88.2, 2.0, 0.1)
     assert contents.ended == "all done"
 
 
-def test_a_later_trial_makes_the_measured_front_stale(tmp_path: Path) -> None:
+def test_what_was_measured_stays_known_after_later_trials_and_a_later_front(tmp_path: Path) -> None:
+    first, second = FrontPoint(record(0), 87.0), FrontPoint(record(1), 86.0)
     with Journal(tmp_path) as journal:
         journal.write_header(HEADER)
-        journal.write_trial(record(0))
-        journal.write_front([FrontPoint(record(0))], DenseFigures())
+        journal.write_trial(first.record)
+        journal.write_front([first], DenseFigures(88.0))
+        journal.write_end("all done")
+        journal.write_trial(second.record)
+    assert read(tmp_path).measured == {0: first}
+    assert read(tmp_path).ended == ""
+    with Journal(tmp_path) as journal:
+        journal.write_front([second], DenseFigures(88.0))
+    assert read(tmp_path).measured == {0: first, 1: second}
+
+
+def test_settings_changed_by_a_resume_hold_from_then_on(tmp_path: Path) -> None:
+    with Journal(tmp_path) as journal:
+        journal.write_header(HEADER)
+        journal.write_settings({"trials": 9})
+    header = read(tmp_path).header
+    assert header is not None
+    assert header.config == {"trials": 9}
+
+
+@pytest.mark.parametrize("room", [0, 1, 100], ids=lambda n: f"{n} bytes left")
+def test_a_full_disk_loses_only_the_entry_that_did_not_fit(tmp_path: Path, room: int) -> None:
+    code = """
+import resource, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from autorank.errors import SweepError
+from autorank.journal import FILE_NAME, Journal
+from tests.test_journal import HEADER, record
+with Journal(Path(sys.argv[1])) as journal:
+    journal.write_header(HEADER)
+    journal.write_trial(record(0))
+    size = (Path(sys.argv[1]) / FILE_NAME).stat().st_size + int(sys.argv[3])
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+    try:
         journal.write_trial(record(1))
-    contents = read(tmp_path)
-    assert contents.front_points() == ()
-    assert contents.dense is None
+    except SweepError as error:
+        print(error)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    journal.write_trial(record(2))
+"""
+    root = str(Path(__file__).resolve().parents[1])
+    command = [sys.executable, "-c", code, str(tmp_path), root, str(room)]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "all trials before are safe" in printed
+    assert [r.number for r in read(tmp_path).records] == [0, 2]
 
 
 @pytest.mark.parametrize("cut", [1, 10, 200], ids=lambda n: f"{n} bytes short")

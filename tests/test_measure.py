@@ -14,7 +14,7 @@ from autorank import formats, measure
 from autorank.errors import ModelError
 from autorank.measure import batch_one, count, time_layers, time_module
 from autorank.opcounts import einsum_macs
-from autorank.profile import profile
+from autorank.profiling import profile
 from autorank.types import Choice, LayerSpec
 from tests.models import ZOO, make
 

@@ -14,7 +14,7 @@ from autorank.errors import FormatError, ModelError, PlanError
 from autorank.fitcache import FitCache
 from autorank.measure import count
 from autorank.plan import apply, build, check
-from autorank.profile import profile
+from autorank.profiling import profile
 from autorank.solvers import whitening
 from autorank.types import Choice, LayerSpec, Plan
 from tests.models import ZOO, make, output

@@ -10,7 +10,7 @@ from torch import nn
 from autorank import formats, measure
 from autorank.errors import SpaceError
 from autorank.plan import apply
-from autorank.profile import profile
+from autorank.profiling import profile
 from autorank.space import SearchSpace, build_space, read_space, shipped, shipped_text
 from autorank.types import CallSize, Choice, Cost, LayerSpec, LeftAlone, ModelProfile, Plan
 

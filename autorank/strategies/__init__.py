@@ -56,7 +56,8 @@ def make(
     """
     if name not in _STRATEGIES:
         raise ConfigError(f"no strategy {name!r}{did_you_mean(name, names())}; there are {', '.join(names())}")
-    return _STRATEGIES[name](space, objectives, constraints, seed, **dict(options or {}))
+    strategy = _STRATEGIES[name]
+    return strategy(space, objectives, constraints, seed, **strategy.checked(options or {}))
 
 
 for _strategy in (TPE, NSGA2, RandomSearch):

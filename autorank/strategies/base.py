@@ -84,7 +84,7 @@ class Strategy(ABC):
         seed: int = 0,
         **options: Scalar,
     ) -> None:
-        self.options = self._checked(options)
+        self.options = self.checked(options)
         self.space, self.objectives, self.constraints, self.seed = space, objectives, constraints, seed
         bounds = [c for c in constraints if c.name in COST_NAMES]
         axis = next((o.name for o in objectives if o.name in COST_NAMES), "macs_kept")
@@ -104,7 +104,8 @@ class Strategy(ABC):
             )
 
     @classmethod
-    def _checked(cls, options: Mapping[str, Any]) -> dict[str, int | float]:
+    def checked(cls, options: Mapping[str, Any]) -> dict[str, int | float]:
+        """Return all options, the given ones checked, the others at their defaults; ConfigError when one is wrong."""
         for key in options:
             if key not in cls.allowed:
                 names = ", ".join(cls.allowed) or "none"

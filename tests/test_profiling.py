@@ -13,7 +13,7 @@ from torch.nn.utils import prune
 from autorank import formats
 from autorank.errors import ModelError
 from autorank.measure import count
-from autorank.profile import profile, spec_of
+from autorank.profiling import profile, spec_of
 from autorank.types import CallSize, LayerSpec, LeftAlone, ModelProfile
 from tests.models import ZOO, make
 

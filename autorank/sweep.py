@@ -11,15 +11,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autorank.config import SweepConfig, make_config, merged
+from autorank.config import SweepConfig, make_config, merged, rooted
 from autorank.driver import Driver
 from autorank.errors import ConfigError, SweepError
 from autorank.front import Recommendation, front_of, recommend, select
 from autorank.journal import FILE_NAME, Journal, read
-from autorank.prepare import prepare
+from autorank.prepare import default_workers, prepare, resolve_device
 from autorank.progress import Reporter, Silent, open_reporter
 from autorank.tasks import Task, load_task
-from autorank.trial import TrialRunner, job_of
+from autorank.trial import TrialRunner, job_of, load_weights
 from autorank.types import DenseFigures, FrontPoint, SweepHeader, TrialRecord
 
 if TYPE_CHECKING:
@@ -131,7 +131,12 @@ class SearchResult:
         """Return the recovered compressed model of a point (by default the recommended one), on the CPU."""
         point = point or self.best()
         task = self._need_task()
-        prepared = prepare(task, self.config, self.directory, Silent(), self.header)
+        model = load_weights(task.model(), self.directory, point.record)
+        if model is not None:
+            return model
+        # Its weights are gone: the trial is run again, for which all that trials share is needed.
+        config = self.config.model_copy(update={"device": _device_here(self.config.device)})
+        prepared = prepare(task, config, self.directory, Silent(), self.header)
         return TrialRunner(prepared.context).model(job_of(point.record), point.record).cpu()
 
     def export(
@@ -209,7 +214,15 @@ def search(
     AutorankError
         One line that says what is wrong, where, and what would be right.
     """
-    config = make_config({key: value for key, value in settings.items() if value is not None})
+    config = make_config(rooted({key: value for key, value in settings.items() if value is not None}, Path.cwd()))
+    if task is not None:
+        given = sorted(
+            key
+            for key in config.model_fields_set & {"model", "model_args", "weights", "data", "data_args", "validation"}
+        )
+        if given:
+            raise ConfigError(f"{given[0]} has no effect beside a task of your own; make the task with it instead")
+    config = _with_workers(config)
     directory = new_directory(config)
     if (directory / FILE_NAME).exists() and read(directory).header is not None:
         raise SweepError(f"{directory} already holds a sweep; `autorank resume {directory}` goes on with it")
@@ -235,10 +248,7 @@ def resume(
     directory = Path(directory)
     header = read(directory).header
     if header is None:
-        raise SweepError(
-            f"{directory} was stopped before its first trial; start it again with `autorank search` "
-            f"and another sweep directory, or delete it"
-        )
+        raise SweepError(f"{directory} was stopped before its search began; the same `autorank search` starts it again")
     free = {"trials", "max_time", "workers", "executor", "tracking", "tracking_uri", "max_drop", "device", "experiment"}
     wrong = {key for key, value in settings.items() if value is not None} - free
     if wrong:
@@ -246,7 +256,30 @@ def resume(
             f"{sorted(wrong)[0]} cannot change when a sweep is resumed; only {', '.join(sorted(free))} can"
         )
     config = make_config(merged(header.config, settings), f"{directory}/{FILE_NAME}")
+    if config.workers is not None and config.lookahead is not None and config.workers > config.lookahead:
+        raise ConfigError(
+            f"workers: {config.workers} is more than the {config.lookahead} trials in flight with which the sweep was "
+            f"started, and on which its results depend; give at most {config.lookahead}"
+        )
     return _run(task, config, directory, progress, header)
+
+
+def _with_workers(config: SweepConfig) -> SweepConfig:
+    """Return the settings with the look-ahead filled in: at least 4, and enough for all workers."""
+    workers = config.workers or default_workers(resolve_device(config.device), config.threads)
+    if config.lookahead is None:
+        return config.model_copy(update={"lookahead": max(4, workers)})
+    if config.workers is not None and config.workers > config.lookahead:
+        raise ConfigError(f"workers: {config.workers} is more than lookahead: {config.lookahead}; leave lookahead out")
+    return config
+
+
+def _device_here(name: str) -> str:
+    """Return the device of a sweep, or the CPU where this machine has no such device."""
+    try:
+        return resolve_device(name)
+    except ConfigError:
+        return "cpu"
 
 
 def open_sweep(directory: Path | str, task: Task | None = None) -> SearchResult:
@@ -256,9 +289,8 @@ def open_sweep(directory: Path | str, task: Task | None = None) -> SearchResult:
     if contents.header is None:
         raise SweepError(f"{directory} has no trials yet: it was stopped while its dense model was measured")
     header = contents.header
-    measured = {point.record.number: point for point in contents.front_points()}
     front = front_of(contents.records, header.objectives, header.constraints)
-    points = tuple(measured.get(record.number, FrontPoint(record)) for record in front)
+    points = tuple(contents.measured.get(record.number, FrontPoint(record)) for record in front)
     return SearchResult(
         directory, header, contents.records, points, contents.ended, contents.seconds, contents.dense, _task=task
     )
@@ -269,8 +301,8 @@ def task_of(config: SweepConfig) -> Task:
     if config.model is None or config.data is None:
         missing = "model" if config.model is None else "data"
         raise ConfigError(
-            f"no {missing} given: name it (--{missing} on the command line, {missing}: in a sweep file), "
-            "or pass the task with which the sweep was started from Python"
+            f"no {missing} given: name it (--{missing} on the command line, {missing}: in a sweep file); a sweep of a "
+            "task made in Python goes on in Python: autorank.resume(DIR, task), autorank.open_sweep(DIR, task)"
         )
     return load_task(
         model=config.model,
@@ -306,6 +338,11 @@ def _run(
         given = task
         task = task or task_of(config)
         journal = stack.enter_context(Journal(directory))
+        if header is not None:
+            changed = {k: v for k, v in config.model_dump(mode="json").items() if header.config.get(k) != v}
+            if changed:
+                journal.write_settings(changed)
+                header = replace(header, config={**header.config, **changed})
         outcome = Driver(task, config, directory, reporter, journal, header).run()
         return SearchResult(
             directory,
