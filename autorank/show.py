@@ -148,7 +148,10 @@ def _front_tables(result: SearchResult) -> list[object]:
         recommended = -1
     unit = " %" if header.metric == "accuracy" else ""
     columns = [("", False), ("point", True), (f"validation {header.metric}{unit}", True), ("before tuning", True)]
-    columns += [("test", True), ("MACs kept", True), ("params kept", True), ("latency ms", True), ("formats", False)]
+    shown = ["macs_kept", "params_kept"]
+    shown += [o.name for o in header.objectives if o.name not in ("score", *shown)]
+    columns += [("test", True), *((name.replace("_", " ").replace("macs", "MACs"), True) for name in shown)]
+    columns += [("latency ms", True), ("formats", False)]
     rows = [
         [
             "",
@@ -156,8 +159,7 @@ def _front_tables(result: SearchResult) -> list[object]:
             f"{header.dense.score:.2f}",
             "",
             _number(dense.test_score if dense else None),
-            "1.000",
-            "1.000",
+            *("1.000" for _ in shown),
             _latency(dense.latency_ms, dense.latency_spread_ms) if dense else "",
             "",
         ]
@@ -172,8 +174,7 @@ def _front_tables(result: SearchResult) -> list[object]:
                 _number(record.score),
                 _number(record.score_before),
                 _number(point.test_score),
-                f"{record.kept['macs_kept']:.3f}",
-                f"{record.kept['params_kept']:.3f}",
+                *(f"{record.kept[name]:.3f}" for name in shown),
                 _latency(point.latency_ms, point.latency_spread_ms),
                 f"{formats}{slower}",
             ]
@@ -190,12 +191,25 @@ def print_result(result: SearchResult) -> None:
     if result.points:
         advice = result.recommended
         _print(f"recommended: point {advice.record.number}: {advice.reason}")
-        slower = next(p for p in result.points if p.record.number == advice.record.number).slower_layers
-        if slower:
-            _print(f"slower than their dense originals on this machine: {', '.join(slower)}")
+        point = next(p for p in result.points if p.record.number == advice.record.number)
+        if point.slower_layers:
+            _print(f"slower than their dense originals on this machine: {', '.join(point.slower_layers)}")
+        _print(*_broken_promises(result))
         _print(f"export it:   autorank export {result.directory}")
     if result.ui_command:
         _print(f"look at it:  {result.ui_command}")
+
+
+def _broken_promises(result: SearchResult) -> list[str]:
+    """Say which points are, when measured, beyond a bound on latency that their prediction met."""
+    dense = result.dense.latency_ms if result.dense else None
+    bounds = [c for c in result.header.constraints if c.name == "latency_kept"]
+    return [
+        f"point {point.record.number}: measured at {point.latency_ms / dense:.2f} of the dense latency, beyond {bound}"
+        for bound in bounds
+        for point in result.points
+        if dense and point.latency_ms and bound.violation(point.latency_ms / dense) > 0
+    ]
 
 
 def print_spaces(name: str | None) -> None:

@@ -164,13 +164,13 @@ class SearchResult:
         """
         from autorank.export import export
 
-        point = self.best(**rule)
+        point, task = self.best(**rule), self._need_task()
         target = Path(directory) if directory is not None else self.directory / "exports" / str(point.record.number)
         return export(
-            self._need_task(),
+            task,
             self.measured_header,
             point,
-            self.model(point),
+            replace(self, _task=task).model(point),
             target,
             formats=tuple(formats),
             overwrite=overwrite,
@@ -222,6 +222,10 @@ def search(
         )
         if given:
             raise ConfigError(f"{given[0]} has no effect beside a task of your own; make the task with it instead")
+    if config.executor == "inline" and config.tracking_uri is not None:
+        raise ConfigError(
+            "tracking_uri has no effect with executor: inline, which writes no MLflow; give one of the two"
+        )
     config = _with_workers(config)
     directory = new_directory(config)
     if (directory / FILE_NAME).exists() and read(directory).header is not None:

@@ -186,12 +186,14 @@ class TrialRunner:
         with clock("other"):
             cost, _ = measure.count(model, context.task.example_inputs)
             dense = self.context.dense_cost
-            expected = dense.macs + sum(layer.macs - layer.macs_dense for layer in layers)
-            if cost.macs != expected:
-                raise TrialError(
-                    f"the counted MACs ({cost.macs:,}) are not those of the closed forms ({expected:,}): "
-                    "the model's forward pass seems to depend on its weights or on chance"
-                )
+            macs = dense.macs + sum(layer.macs - layer.macs_dense for layer in layers)
+            params = dense.params + sum(layer.params - layer.params_dense for layer in layers)
+            for what, counted, expected in (("MACs", cost.macs, macs), ("parameters", cost.params, params)):
+                if counted != expected:
+                    raise TrialError(
+                        f"the counted {what} ({counted:,}) are not those of the closed forms ({expected:,}): "
+                        "the model's forward pass seems to depend on its weights or on chance"
+                    )
         if not context.latencies:
             return cost, layers
         table = context.latencies

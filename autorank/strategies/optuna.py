@@ -29,12 +29,15 @@ if TYPE_CHECKING:
 _ATTEMPTS = 6
 """Samples that are taken before a plan is repaired or moved by hand."""
 _MILD, _HARSH = 0.85, 0.2
-_SEEDS = Option(6, 0, 100, "uniform plans, from mild to harsh, that are proposed first")
+_SEEDS = Option(10, 0, 100, "uniform plans tried first: each variant at the middle, then the best from mild to harsh")
 _WIDTH = Option(0.6, 0.0, 3.0, "largest offset of a layer: 0.6 lets it keep from 0.55 to 1.8 times the common ratio")
 
 
 class OptunaStrategy(Strategy):
     """An Optuna sampler that starts from uniform plans and plans spread along the cost axis.
+
+    The first plans compare the variants (formats and options) with each other at the same cost; when their scores are
+    there, the best one is tried uniformly from mild to harsh. Plans drawn at random fill the time in between.
 
     Samples that break a constraint on a cost are told to the sampler with how far they do, and drawn again. The study
     is in memory: it is rebuilt by replaying what was asked and told.
@@ -65,12 +68,16 @@ class OptunaStrategy(Strategy):
                 self._study = optuna.create_study(sampler=self._sampler(), directions=directions)
         finally:
             optuna.logging.set_verbosity(verbosity)
+        self._score_is_gain = all(o.direction == "max" for o in objectives if o.name == "score")
         self._width = float(self.options["width"])
         self._distributions = self._parameters()
         self._pending: dict[Vector, Trial] = {}
         self._answered: set[Vector] = set()
         self._complete = self._rejected = self._proposed = 0
-        self._first = self._uniform_plans(int(self.options["seeds"]))
+        self._probes = self._probe_plans(int(self.options["seeds"]))
+        self._probe_gains: dict[str, float] = {}
+        self._first = list(self._probes)
+        self._levels: int | None = int(self.options["seeds"]) - len(self._first)
 
     @abstractmethod
     def _sampler(self) -> BaseSampler:
@@ -116,22 +123,38 @@ class OptunaStrategy(Strategy):
             parameters[f"{layer.spec.name}.offset"] = min(max(logs[i] - common, -self._width), self._width)
         return parameters
 
-    def _uniform_plans(self, count: int) -> list[Vector]:
-        """Return plans of equal shares in every layer that matters, from mild to harsh, the variants taking turns."""
-        low, high = max(self.catalog.low, _HARSH), min(self.catalog.high, _MILD)
-        if low >= high:
-            low, high = self.catalog.low, self.catalog.high
-        plans = []
-        for n in range(count):
-            target = high - (high - low) * (n / (count - 1) if count > 1 else 0.5)
-            turn = [n % len(variants) for variants in self.catalog.variants]
-            uniform = self.catalog.spread(target, self.rng, 0.0, turn)
-            # A first convolution or a classifier costs next to nothing and would choke all the others.
-            eased = tuple(0 if i in self.catalog.minor else index for i, index in enumerate(uniform))
-            vector = self.catalog.repair(eased, self.rng)
+    def _uniform(self, label: str, target: float) -> Vector | None:
+        """Return a plan of equal shares in every layer that matters, in one variant wherever a layer has it."""
+        variants = [options.index(label) if label in options else 0 for options in self.catalog.variants]
+        uniform = self.catalog.spread(target, self.rng, 0.0, variants)
+        # A first convolution or a classifier costs next to nothing and would choke all the others.
+        eased = tuple(0 if i in self.catalog.minor else index for i, index in enumerate(uniform))
+        return self.catalog.repair(eased, self.rng)
+
+    def _probe_plans(self, count: int) -> dict[Vector, str]:
+        """Return uniform plans at the middle of the range, one per variant, to see which suits this network."""
+        labels = dict.fromkeys(label for variants in self.catalog.variants for label in variants)
+        low, high = self._seed_range()
+        found: dict[Vector, str] = {}
+        for label in list(labels)[: (count + 1) // 2]:
+            vector = self._uniform(label, (low + high) / 2)
             if vector is not None:
-                plans.append(vector)
-        return plans
+                found.setdefault(vector, label)
+        return found
+
+    def _level_plans(self, count: int) -> list[Vector]:
+        """Return uniform plans from mild to harsh in the variant whose probe scored best."""
+        best = max(self._probe_gains, key=lambda label: self._probe_gains[label], default=None)
+        if best is None or count < 1:
+            return []
+        low, high = self._seed_range()
+        targets = [high - (high - low) * (n / (count - 1) if count > 1 else 0.5) for n in range(count)]
+        plans = [self._uniform(best, target) for target in targets]
+        return [vector for vector in plans if vector is not None]
+
+    def _seed_range(self) -> tuple[float, float]:
+        low, high = max(self.catalog.low, _HARSH), min(self.catalog.high, _MILD)
+        return (low, high) if low < high else (self.catalog.low, self.catalog.high)
 
     # Ask and tell
 
@@ -139,6 +162,9 @@ class OptunaStrategy(Strategy):
         """Return a new plan within the constraints on costs; None when all were proposed."""
         from optuna.trial import TrialState
 
+        if self._levels is not None and self._answered >= self._probes.keys():
+            self._first += self._level_plans(self._levels)
+            self._levels = None
         while self._first:
             vector = self._first.pop(0)
             if self._is_new(vector):
@@ -189,6 +215,8 @@ class OptunaStrategy(Strategy):
         self._answered.add(vector)
         self._claimed.add(vector)
         values = self._values(record)
+        if vector in self._probes and record.score is not None:
+            self._probe_gains[self._probes[vector]] = record.score if self._score_is_gain else -record.score
         state = TrialState.COMPLETE if values else TrialState.PRUNED if record.status == "pruned" else TrialState.FAIL
         self._complete += state == TrialState.COMPLETE
         bounds = {str(c): c.violation(record.value(c.name) or 0.0) for c in self.constraints} if values else {}

@@ -192,6 +192,32 @@ def test_the_first_plans_leave_layers_alone_that_cost_next_to_nothing(name):
     layers = (replace(tiny, spec=small, candidates=candidates), *space.layers[1:])
     dense = replace(space.dense, macs=sum(layer.spec.macs for layer in layers))
     strategy = strategies.make(name, replace(space, layers=layers, dense=dense), TWO, (), 0)
-    first = [strategy.ask().plan.choices for _ in range(6)]
+    first = [strategy.ask().plan.choices for _ in range(3)]
     assert all(small.name not in plan for plan in first)
     assert any(plan for plan in first)
+
+
+@pytest.mark.parametrize("name", ["tpe", "nsga2"])
+@pytest.mark.parametrize("direction", ["max", "min"])
+def test_the_variant_that_wins_at_the_middle_is_tried_from_mild_to_harsh(name, direction):
+    space = made_up_space(6)
+    objectives = (Objective("score", direction), TWO[1])
+    strategy = strategies.make(name, space, objectives, (), 0, {"seeds": 8})
+    liked = sorted({candidate.choice.format for candidate in space.layers[0].candidates})[1]
+    uniform = []
+    for number in range(14):
+        proposal = strategy.ask()
+        formats = {choice.format for choice in proposal.plan.choices.values()}
+        if len(formats) == 1:
+            uniform.append((formats.pop(), space.cost(proposal.plan).kept(space.dense)["macs_kept"]))
+        gain = 90.0 if uniform and uniform[-1][0] == liked else 50.0
+        score = gain if direction == "max" else -gain
+        strategy.tell(proposal, replace(made_up_record(space, proposal, number), score=score))
+    probes, levels = uniform[:3], uniform[3:8]
+    assert len({form for form, _ in probes}) == 3
+    assert max(kept for _, kept in probes) - min(kept for _, kept in probes) < 0.1
+    assert {form for form, _ in levels} == {liked}
+    kept = [share for _, share in levels]
+    assert kept == sorted(kept, reverse=True)
+    assert kept[0] > 0.7
+    assert kept[-1] < 0.35
