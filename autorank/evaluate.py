@@ -56,7 +56,7 @@ def evaluate(
     dtype = wide(torch.device(device))
     broken: Tensor = torch.zeros((), dtype=torch.bool, device=device)
     try:
-        with torch.inference_mode():
+        with torch.no_grad():  # not inference_mode: a tensor that the model caches must serve training later
             for batch in task.batches(split, batch_size, device, limit):
                 outputs = model(*batch.inputs)
                 pair = (task.metric(outputs, batch.targets), task.loss(outputs, batch.targets))

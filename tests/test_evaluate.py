@@ -69,6 +69,28 @@ def test_modes_are_restored_and_nothing_is_changed():
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 
+class Positions(nn.Module):
+    """Computes a table in its first forward pass and keeps it, as many transformers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.table = nn.Linear(4, 3), None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.table is None:
+            self.table = torch.arange(4.0).sin() + 1
+        return self.linear(x * self.table)
+
+
+def test_a_model_that_caches_a_tensor_can_be_trained_afterwards():
+    task = vectors_task(Positions())
+    model = Positions()
+    evaluate(model, task, "validation")
+    batch = next(task.train_batches(1, 8, 0))
+    task.loss(model(batch.inputs[0].requires_grad_()), batch.targets).backward()
+    assert model.linear.weight.grad is not None
+
+
 @pytest.mark.parametrize(
     ("value", "words"),
     [

@@ -179,7 +179,7 @@ class Task:
         """
         shapes = ", ".join(f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}" for x in self.example_inputs)
         try:
-            with torch.inference_mode():
+            with torch.no_grad():
                 return self.model()(*self.example_inputs)
         except Exception as error:
             raise ModelError(f"the model does not run on its example inputs [{shapes}]: {describe(error)}") from error
