@@ -157,8 +157,14 @@ def test_a_killed_sweep_goes_on_and_ends_like_an_undisturbed_one(
     assert [p.record.plan_id for p in result.points] == [p.record.plan_id for p in undisturbed.points]
 
 
-@pytest.mark.parametrize("executor", ["inline", "ray"])
-def test_ctrl_c_finishes_what_runs_and_saves_it(settings: dict[str, Any], tmp_path: Path, executor: str) -> None:
+@pytest.mark.parametrize(
+    ("executor", "number"),
+    [("inline", signal.SIGINT), ("ray", signal.SIGINT), ("ray", signal.SIGTERM)],
+    ids=["inline, Ctrl-C", "ray, Ctrl-C", "ray, terminated"],
+)
+def test_a_stop_finishes_what_runs_and_saves_it(
+    settings: dict[str, Any], tmp_path: Path, executor: str, number: signal.Signals
+) -> None:
     directory = tmp_path / "stopped"
     process = subprocess.Popen(
         command({**settings, "trials": 40}, directory, executor),
@@ -168,7 +174,10 @@ def test_ctrl_c_finishes_what_runs_and_saves_it(settings: dict[str, Any], tmp_pa
         start_new_session=True,
     )
     wait_for_trials(process, directory, 1)
-    os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to the whole group
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # a terminal sends it to the whole group
+    else:
+        os.kill(process.pid, number)
     output, _ = process.communicate()
     assert process.returncode == 0, output
     contents = read(directory)
@@ -178,11 +187,69 @@ def test_ctrl_c_finishes_what_runs_and_saves_it(settings: dict[str, Any], tmp_pa
     assert not contents.measured  # the test split waits for the end of the sweep
 
 
+def test_a_second_ctrl_c_stops_now_and_loses_no_finished_trial(settings: dict[str, Any], tmp_path: Path) -> None:
+    directory = tmp_path / "stopped"
+    process = subprocess.Popen(
+        command({**settings, "trials": 400}, directory, "ray"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    wait_for_trials(process, directory, 1)
+    os.killpg(process.pid, signal.SIGINT)
+    time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    process.communicate()
+    contents = read(directory)
+    assert contents.records
+    assert [r.number for r in autorank.open_sweep(directory).records] == [r.number for r in contents.records]
+    assert not _processes_of(process.pid)
+
+
+def _processes_of(group: int) -> list[int]:
+    """Processes that are still alive in a session; Ray's need a moment to end."""
+    for _ in range(100):
+        alive = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                try:
+                    fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+                except OSError:
+                    continue
+                if int(fields[3]) == group and fields[0] != "Z":
+                    alive.append(int(entry.name))
+        if not alive:
+            return []
+        time.sleep(0.1)
+    return alive
+
+
+def test_what_fails_while_a_record_is_taken_ends_a_ray_sweep_at_once(settings: dict[str, Any], tmp_path: Path) -> None:
+    class Broken:
+        """A terminal that goes away in the middle."""
+
+        def say(self, text: str) -> None: ...
+        def step(self, what: str, done: int, total: int) -> None: ...
+        def trials(self, done: int, total: int, record: TrialRecord | None, front: Any) -> None:
+            if done == 2:
+                raise OSError(5, "the terminal is gone")
+
+    directory = tmp_path / "s"
+    with pytest.raises(SweepError, match=r"the terminal is gone.*autorank resume"):
+        autorank.search(**settings, workers=2, sweep_dir=str(directory), progress=Broken())
+    assert len(read(directory).records) >= 2
+
+
 def test_more_trials_extend_a_finished_sweep(settings: dict[str, Any], tmp_path: Path) -> None:
     directory = tmp_path / "s"
     first = autorank.search(**{**settings, "trials": 2}, executor="inline", sweep_dir=str(directory), progress=False)
     more = autorank.resume(directory, trials=4, progress=False)
     assert len(more.records) == 4
+    again = autorank.resume(directory, progress=False)  # what a resume changed holds for the next one
+    assert again.config.trials == 4
+    assert again.records == more.records
+    assert [p.test_score for p in again.points] == [p.test_score for p in more.points]
     assert essence(first.records).items() <= essence(more.records).items()
 
 
