@@ -165,10 +165,9 @@ def _compute(
 
 
 def _key(task: Task, recovery: Recovery, seed: int) -> str:
-    print_ = task.fingerprint
     what = {
-        "model": print_["model"],
-        "train": print_["train"],
+        "model": task.fingerprint_of("model"),
+        "train": task.fingerprint_of("train"),
         "steps": recovery.steps,
         "batch_size": recovery.batch_size,
         "seed": seed,

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import Dataset
 
 from autorank.errors import ConfigError, TrialError
 from autorank.evaluate import evaluate
@@ -333,6 +334,18 @@ def test_damaged_teacher_files_are_computed_again(damage, digits, tmp_path):
     DAMAGE[damage](path)
     assert np.array_equal(Teacher.build(digits, FEW, 5, "cpu", path).rows, first)
     assert np.array_equal(np.load(path), first)
+
+
+def test_a_teacher_looks_at_no_test_example(tmp_path):
+    class Never(Dataset):
+        def __len__(self) -> int:
+            return 4
+
+        def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
+            pytest.fail("a test example was read")
+
+    task = ClassificationTask(nets.linear(), train=nets.vectors(), test=Never())
+    assert Teacher.build(task, FEW, 0, "cpu", tmp_path / "teacher.npy").steps == 12
 
 
 def test_teacher_of_another_model_is_computed_again(digits, tmp_path):

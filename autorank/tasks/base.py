@@ -84,7 +84,7 @@ class Task:
         self._labelled = {split for split, feed in self._feeds.items() if feed.labels is not None}
         self._given_inputs = example_inputs is not None
         self.example_inputs = self._example(example_inputs)
-        self._fingerprint: dict[str, Any] | None = None
+        self._prints: dict[str, Any] = {}
         self._check()
 
     def model(self) -> nn.Module:
@@ -145,25 +145,38 @@ class Task:
         return self._checked(split, feed.batches(batch_size, where, limit), device)
 
     def size(self, split: str) -> int:
-        """Return the number of examples of a split; 0 when there is none."""
-        return len(self._feeds[split]) if split in self._feeds else 0
+        """Return the number of examples of a split; 0 when there is none.
+
+        An iterable loader is gone through once for it.
+
+        Raises
+        ------
+        DataError
+            For the training split when it is an iterable loader, which may have no end.
+        """
+        if split not in self._feeds:
+            return 0
+        if split == "train" and self._feeds[split].known_size is None:
+            raise DataError(f"task {self.name}: the size of an iterable training loader is not known")
+        return len(self._feeds[split])
 
     @property
     def fingerprint(self) -> Mapping[str, Any]:
         """What identifies weights and data: sizes and hashes, as JSON values."""
-        if self._fingerprint is None:
-            self._fingerprint = {
-                "task": self.name,
-                "model": hash_weights(self._source.template()),
-                **{split: feed.fingerprint() for split, feed in self._feeds.items()},
-            }
-        return self._fingerprint
+        return {"task": self.name, **{part: self.fingerprint_of(part) for part in ("model", *self._feeds)}}
+
+    def fingerprint_of(self, part: str) -> Any:
+        """Return what identifies the weights (``"model"``) or one split; the other parts are not looked at."""
+        if part not in self._prints:
+            model = part == "model"
+            self._prints[part] = hash_weights(self._source.template()) if model else self._feeds[part].fingerprint()
+        return self._prints[part]
 
     def with_model(self, model: ModelLike) -> Self:
         """Return this task with another model; data, loss and metric stay."""
         other = copy.copy(self)
         other._source = as_source(model)
-        other._fingerprint = None
+        other._prints = {part: found for part, found in self._prints.items() if part != "model"}
         if not self._given_inputs:
             other.example_inputs = other._example(None)
         other._check()
@@ -227,7 +240,8 @@ class Task:
         return _restore, (self._paths, cloudpickle.dumps((type(self), self.__dict__)))
 
     def __repr__(self) -> str:
-        sizes = ", ".join(f"{split}: {len(feed)}" for split, feed in self._feeds.items())
+        known = {split: feed.known_size for split, feed in self._feeds.items()}
+        sizes = ", ".join(f"{split}: {'unknown' if size is None else size}" for split, size in known.items())
         return f"{type(self).__name__}({self.name}, {self.metric_name} {self.direction}; {sizes})"
 
 

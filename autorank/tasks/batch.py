@@ -22,7 +22,7 @@ class Batch:
     Attributes
     ----------
     inputs : tuple of Tensor
-        What the model is called with, batch dimension first.
+        What the model is called with, batch dimension first; an input without dimensions is shared by all examples.
     targets : object
         What loss and metric are given beside the outputs; tensors inside tuples, lists and mappings are moved along.
     """
@@ -31,7 +31,7 @@ class Batch:
     targets: Any
 
     def __len__(self) -> int:
-        return int(self.inputs[0].shape[0]) if self.inputs[0].dim() else 1
+        return next((int(x.shape[0]) for x in self.inputs if x.dim()), 1)
 
     def to(self, device: Device) -> Batch:
         """Return the batch with all its tensors on `device`."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Self
@@ -15,7 +14,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from autorank.errors import DataError
-from autorank.tasks.batch import Batch, Device, Unpack, map_tensors, unpack_batch
+from autorank.tasks.batch import Batch, Device, Unpack, map_tensors, tensors, unpack_batch
+from autorank.tasks.hashing import hash_arrays, hash_tensors
 from autorank.tasks.labels import labels_of
 from autorank.tasks.randomness import PrivateRandom, derive
 from autorank.tasks.splits import Indices, split_indices
@@ -26,7 +26,16 @@ class Feed(ABC):
 
     @abstractmethod
     def __len__(self) -> int:
-        """Return the number of examples."""
+        """Return the number of examples, for which some data must be gone through once."""
+
+    @property
+    def known_size(self) -> int | None:
+        """Number of examples, or None when it cannot be known without going through the data."""
+        return len(self)
+
+    def is_empty(self) -> bool:
+        """Return whether there is no example."""
+        return self.known_size == 0
 
     @property
     @abstractmethod
@@ -124,9 +133,9 @@ class IndexedFeed(Feed):
 
     def fingerprint(self) -> dict[str, Any]:
         """Return size and label hash; subclasses add what they know of the content."""
-        found: dict[str, Any] = {"size": len(self), "indices": _sha(self.indices)}
+        found: dict[str, Any] = {"size": len(self), "indices": hash_arrays(self.indices)}
         if (labels := self.labels) is not None:
-            found["labels"] = _sha(labels)
+            found["labels"] = hash_arrays(labels)
         return found
 
 
@@ -152,8 +161,7 @@ class TensorFeed(IndexedFeed):
 
     def fingerprint(self) -> dict[str, Any]:
         """Return size, label hash and a hash of the tensors."""
-        arrays = (value.contiguous().view(torch.uint8).numpy() if value.dim() else value for value in self.values)
-        return super().fingerprint() | {"content": _sha(*(np.asarray(array) for array in arrays))}
+        return super().fingerprint() | {"content": hash_tensors(*self.values)}
 
 
 class DatasetFeed(IndexedFeed):
@@ -192,8 +200,12 @@ class DatasetFeed(IndexedFeed):
         """Return size, label hash and a hash of the first examples, spread over the data."""
         places = np.unique(np.linspace(0, len(self) - 1, min(len(self), 8)).astype(np.int64))
         batch = next(iter(self.load([self.indices[places]], 0, "cpu", augment=False)))
-        found = super().fingerprint() | {"sample": _sha(*(x.contiguous().numpy() for x in batch.inputs))}
-        return {"type": type(self.data).__name__, **found}
+        return {"type": type(self.data).__name__, **super().fingerprint(), "sample": sample(batch)}
+
+
+def sample(batch: Batch) -> str:
+    """Return a hash of the inputs and targets of a batch."""
+    return hash_tensors(*batch.inputs, *tensors(batch.targets))
 
 
 def seeded(items: Iterable[Any], seed: int) -> Iterator[Any]:
@@ -225,16 +237,9 @@ def epochs(count: int, steps: int, batch_size: int, seed: int) -> Iterator[Indic
 def first_inputs(feed: Feed, examples: int = 2) -> tuple[Tensor, ...]:
     """Return the inputs of the first examples, as tensors of their own."""
     batch = next(iter(feed.batches(examples)))
-    return tuple(map_tensors(x[:examples], lambda t: t.detach().clone().contiguous()) for x in batch.inputs)
+    parts = (x[:examples] if x.dim() else x for x in batch.inputs)
+    return tuple(map_tensors(x, lambda t: t.detach().clone().contiguous()) for x in parts)
 
 
 def _chunks(indices: Indices, size: int) -> list[Indices]:
     return [indices[start : start + size] for start in range(0, len(indices), size)]
-
-
-def _sha(*arrays: NDArray[Any]) -> str:
-    digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(f"{array.dtype}{array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()[:32]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
 
 from autorank.errors import DataError
 from autorank.tasks.batch import Batch, Device, Unpack, unpack_batch
-from autorank.tasks.feeds import DatasetFeed, Feed, TensorFeed, seeded
+from autorank.tasks.feeds import DatasetFeed, Feed, TensorFeed, sample, seeded
+from autorank.tasks.hashing import hash_arrays
 from autorank.tasks.labels import labels_of
 from autorank.tasks.randomness import derive
 from autorank.tasks.splits import split_indices
@@ -32,13 +33,21 @@ class LoaderFeed(Feed):
 
     def __len__(self) -> int:
         if self._count is None:
-            data = self.loader.dataset
-            if isinstance(data, IterableDataset) or not hasattr(data, "__len__"):
-                self._count = sum(len(batch) for batch in self._pass(0))
-            else:
-                sampler: Any = self.loader.sampler
-                self._count = len(sampler) if hasattr(sampler, "__len__") else len(data)
+            known = self.known_size
+            self._count = sum(len(batch) for batch in self._pass(0)) if known is None else known
         return self._count
+
+    @property
+    def known_size(self) -> int | None:
+        """Number of examples; None for an iterable data set, which may have no end."""
+        data, sampler = self.loader.dataset, cast(Any, self.loader.sampler)
+        if isinstance(data, IterableDataset) or not hasattr(data, "__len__"):
+            return None
+        return len(sampler) if hasattr(sampler, "__len__") else len(data)
+
+    def is_empty(self) -> bool:
+        """Return whether there is no example; asks for one batch when the size is not known."""
+        return self._first() is None if self.known_size is None else self.known_size == 0
 
     @property
     def labels(self) -> NDArray[np.int64] | None:
@@ -64,11 +73,11 @@ class LoaderFeed(Feed):
     def batches(self, batch_size: int, device: Device = "cpu", limit: int | None = None) -> Iterator[Batch]:
         """Yield the loader's batches in a fixed order, whole ones, until `limit` examples have been given."""
         given = 0
-        for batch in self._pass(0):
+        for batch in self._pass(0) if limit != 0 else ():
+            yield batch.to(device)
+            given += len(batch)
             if limit is not None and given >= limit:
                 return
-            given += len(batch)
-            yield batch.to(device)
 
     def calibration_batches(self, examples: int, batch_size: int, device: Device = "cpu") -> Iterator[Batch]:
         """Yield the first batches of one pass."""
@@ -87,11 +96,21 @@ class LoaderFeed(Feed):
         return self._over(Subset(data, train.tolist()), True), self._over(Subset(data, validation.tolist()), False)
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return size, label hash and the type of the data set."""
-        found: dict[str, Any] = {"size": len(self), "type": type(self.loader.dataset).__name__}
+        """Return size, type, label hash and a hash of the first batch of a seeded pass."""
+        size = self.known_size
+        found: dict[str, Any] = {
+            "type": type(self.loader.dataset).__name__,
+            "size": "unknown" if size is None else size,
+        }
         if (labels := self.labels) is not None:
-            found["labels"] = hashlib.sha256(labels.tobytes()).hexdigest()[:32]
+            found["labels"] = hash_arrays(labels)
+        if (batch := self._first()) is not None:
+            found["sample"] = sample(batch)
         return found
+
+    def _first(self) -> Batch | None:
+        with closing(self._pass(0)) as batches:
+            return next(batches, None)
 
     def _over(self, data: Dataset[Any], training: bool) -> LoaderFeed:
         old = self.loader
@@ -107,7 +126,7 @@ class LoaderFeed(Feed):
         )
         return LoaderFeed(loader, self.unpack)
 
-    def _pass(self, seed: int) -> Iterator[Batch]:
+    def _pass(self, seed: int) -> Generator[Batch]:
         own = {g for g in (self.loader.generator, getattr(self.loader.sampler, "generator", None)) if g is not None}
         saved = [(generator, generator.get_state()) for generator in own]
         try:
@@ -148,7 +167,7 @@ def as_feed(data: Any, split: str, unpack: Unpack | None = None, workers: int = 
         raise DataError(
             f"{split} must be a Dataset, a DataLoader or a tuple of tensors (x1, ..., targets), not {_kind(data)}"
         )
-    if len(feed) == 0:
+    if feed.is_empty():
         raise DataError(f"the {split} split is empty")
     return feed
 

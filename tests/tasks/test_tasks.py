@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from itertools import chain
+from itertools import chain, count
 
 import cloudpickle
 import numpy as np
@@ -216,11 +216,80 @@ class Stream(IterableDataset):
 def test_iterable_loader():
     loader = DataLoader(Stream(), batch_size=8)
     task = ClassificationTask(nn.Linear(4, 3), train=loader, validation=DataLoader(Stream(), batch_size=5))
-    assert task.size("train") == task.size("validation") == 25
+    assert task.size("validation") == 25
+    with pytest.raises(DataError, match="the size of an iterable training loader is not known"):
+        task.size("train")
     # The lone example at the end of an epoch is left out: batch norm could not train on it.
     assert [len(b) for b in task.train_batches(5, 64, 0)] == [8, 8, 8, 8, 8]
     assert sum(len(b) for b in task.batches("validation")) == 25
     assert sum(len(b) for b in task.calibration_batches(10)) == 16
+
+
+class Endless(IterableDataset):
+    """Counts for ever, and notes how far it was asked."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def __iter__(self):
+        for i in count():
+            self.asked = max(self.asked, i + 1)
+            yield torch.full((4,), float(i)), i % 3
+
+
+def test_endless_training_data():
+    data = Endless()
+    task = ClassificationTask(nn.Linear(4, 3), train=DataLoader(data, batch_size=8), validation=nets.vectors())
+    assert "train: unknown" in repr(task)
+    assert task.fingerprint["train"]["size"] == "unknown"
+    assert data.asked <= 16
+    assert len(list(task.train_batches(5, 8, 0))) == 5
+    assert sum(len(b) for b in task.calibration_batches(20)) == 24
+
+
+def test_evaluation_data_of_unknown_size_are_gone_through_only_when_their_size_is_asked_for():
+    data = Counted()
+    task = ClassificationTask(nn.Linear(4, 3), train=nets.vectors(), validation=DataLoader(data, batch_size=5))
+    assert task.fingerprint["validation"]["size"] == "unknown"
+    assert data.passes == 0
+    assert task.size("validation") == task.size("validation") == 25
+    assert data.passes == 1
+
+
+class Counted(IterableDataset):
+    """Notes how often it was gone through to the end."""
+
+    def __init__(self) -> None:
+        self.passes = 0
+
+    def __iter__(self):
+        yield from ((torch.full((4,), float(i)), i % 3) for i in range(25))
+        self.passes += 1
+
+
+class Nothing(IterableDataset):
+    def __iter__(self):
+        return iter(())
+
+
+def test_inputs_without_dimensions_are_taken_as_they_are():
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 3)
+
+        def forward(self, scale: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+            return self.linear(x) * scale
+
+    loader = DataLoader(TensorDataset(*nets.vectors(20)), batch_size=8)
+    task = ClassificationTask(
+        Scaled(),
+        train=loader,
+        validation=loader,
+        unpack=lambda item: ((torch.tensor(2.0), item[0]), item[1]),
+    )
+    assert [tuple(x.shape) for x in task.example_inputs] == [(), (2, 4)]
+    assert [len(b) for b in task.batches("validation")] == [8, 8, 4]
 
 
 LABELLED = {
@@ -325,6 +394,11 @@ WRONG = {
     "text": (lambda: ClassificationTask(nn.Linear(4, 3), "cifar"), DataError, "not a str"),
     "empty": (lambda: ClassificationTask(nn.Linear(4, 3), (X[:0], T[:0])), DataError, "the train split is empty"),
     "iterable": (lambda: ClassificationTask(nn.Linear(4, 3), Stream()), DataError, "needs a DataLoader"),
+    "empty iterable": (
+        lambda: ClassificationTask(nn.Linear(4, 3), DataLoader(Nothing(), 4), validation=(X, T)),
+        DataError,
+        "the train split is empty",
+    ),
     "iterable loader": (
         lambda: ClassificationTask(nn.Linear(4, 3), DataLoader(Stream(), 4)),
         DataError,
@@ -391,6 +465,60 @@ def test_fingerprints_tell_data_and_weights_apart(digits):
     assert ClassificationTask(model, train=(x + 1, t), validation=(x, t)).fingerprint["train"] != base["train"]
     assert ClassificationTask(model, train=(x, t.flip(0)), validation=(x, t)).fingerprint["train"] != base["train"]
     assert ClassificationTask(nets.linear(), train=(x, t), validation=(x, t)).fingerprint["model"] != base["model"]
+
+
+WRAPPED = {
+    "tensors": lambda x, y: (x, y),
+    "dataset": lambda x, y: list(zip(x, y, strict=True)),
+    "loader": lambda x, y: DataLoader(TensorDataset(x, y), batch_size=8),
+    "shuffled loader": lambda x, y: DataLoader(TensorDataset(x, y), batch_size=8, shuffle=True),
+    "iterable": lambda x, y: DataLoader(Listed(list(zip(x, y, strict=True))), batch_size=8),
+}
+
+
+class Listed(IterableDataset):
+    def __init__(self, items) -> None:
+        self.items = items
+
+    def __iter__(self):
+        return iter(self.items)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64, torch.bool])
+@pytest.mark.parametrize("kind", WRAPPED)
+def test_fingerprints_see_inputs_and_targets_of_any_number_type(kind, dtype):
+    x, y = torch.arange(1, 33)[:, None].expand(32, 4), torch.arange(32.0)[:, None]
+
+    def print_(x, y):
+        task = CustomTask(
+            nn.Flatten(),
+            train=WRAPPED[kind](x.to(dtype), y),
+            validation=WRAPPED[kind](x.to(dtype), y),
+            loss=nn.functional.mse_loss,
+        )
+        return task.fingerprint["train"]
+
+    first = print_(x, y)
+    assert print_(x, y) == first
+    assert json.loads(json.dumps(first)) == first
+    assert print_(x * (0 if dtype is torch.bool else 100), y) != first
+    assert print_(x, y * 100) != first
+
+
+def test_a_part_of_the_fingerprint_looks_at_that_part_only():
+    task = ClassificationTask(nn.Linear(4, 3), train=nets.vectors(), validation=nets.vectors(), test=Never())
+    assert task.fingerprint_of("train")["size"] == 60
+    assert len(task.fingerprint_of("model")) > 8
+    with pytest.raises(RuntimeError, match="looked at"):
+        assert task.fingerprint
+
+
+class Never(Dataset):
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, i):
+        raise RuntimeError("looked at")
 
 
 @pytest.mark.parametrize("factory", ["data", "regression", "task"])
