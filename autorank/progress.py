@@ -66,7 +66,7 @@ class Terminal:
 
     def trials(self, done: int, total: int, record: TrialRecord | None, front: Sequence[TrialRecord]) -> None:
         """Move the bar of the search and show the front so far."""
-        best = front_line(front)
+        best = f"front: {front_line(front)}" if front else ""
         if self._task is None or self._what != "trials":
             self._close()
             self._what = "trials"
@@ -78,7 +78,7 @@ class Terminal:
         if not self._console.is_terminal and record is not None:
             fresh = max(done - self._replayed, 1)
             left = (time.monotonic() - self._began) / fresh * max(total - done, 0)
-            self.say(f"{done}/{total} {record.status}, about {_duration(left)} left; front: {best}")
+            self.say(f"{done}/{total} {record.status}, about {_duration(left)} left; {best}")
 
     def _close(self) -> None:
         if self._task is not None:

@@ -151,7 +151,7 @@ def _front_tables(result: SearchResult) -> list[object]:
     shown = ["macs_kept", "params_kept"]
     shown += [o.name for o in header.objectives if o.name not in ("score", *shown)]
     columns += [("test", True), *((name.replace("_", " ").replace("macs", "MACs"), True) for name in shown)]
-    columns += [("latency ms", True), ("formats", False)]
+    columns += [("latency ms", True), ("slower layers", True), ("formats", False)]
     rows = [
         [
             "",
@@ -162,11 +162,11 @@ def _front_tables(result: SearchResult) -> list[object]:
             *("1.000" for _ in shown),
             _latency(dense.latency_ms, dense.latency_spread_ms) if dense else "",
             "",
+            "",
         ]
     ]
     for point, formats in zip(result.points, result.front["formats"], strict=True):
         record = point.record
-        slower = f"  ({len(point.slower_layers)} layers slower than dense)" if point.slower_layers else ""
         rows.append(
             [
                 "→" if record.number == recommended else "",
@@ -176,7 +176,8 @@ def _front_tables(result: SearchResult) -> list[object]:
                 _number(point.test_score),
                 *(f"{record.kept[name]:.3f}" for name in shown),
                 _latency(point.latency_ms, point.latency_spread_ms),
-                f"{formats}{slower}",
+                str(len(point.slower_layers)) if point.latency_ms is not None else "",
+                formats,
             ]
         )
     return [table(f"front of {header.sweep_id}: {len(result.records)} trials", columns, rows)]
