@@ -237,7 +237,10 @@ class Task:
         # import the classes that the state refers to.
         import cloudpickle  # type: ignore[import-untyped]
 
-        return _restore, (self._paths, cloudpickle.dumps((type(self), self.__dict__)))
+        from autorank.tasks import travel
+
+        rest = {key: value for key, value in self.__dict__.items() if key != "_feeds"}
+        return _restore, (self._paths, cloudpickle.dumps((type(self), rest)), travel.dumps(self._feeds))
 
     def __repr__(self) -> str:
         known = {split: feed.known_size for split, feed in self._feeds.items()}
@@ -245,10 +248,10 @@ class Task:
         return f"{type(self).__name__}({self.name}, {self.metric_name} {self.direction}; {sizes})"
 
 
-def _restore(paths: tuple[str, ...], payload: bytes) -> Task:
+def _restore(paths: tuple[str, ...], payload: bytes, feeds: bytes) -> Task:
     for path in paths:
         extend_path(path)
     kind, state = pickle.loads(payload)  # bytes of the very pickle that this call is part of
     task: Task = kind.__new__(kind)
-    task.__dict__.update(state)
+    task.__dict__.update(state, _feeds=pickle.loads(feeds))
     return task

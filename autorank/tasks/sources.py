@@ -42,7 +42,8 @@ from autorank.tasks.options import IMAGE_KEYS, PIPELINE_KEYS, ImageOptions, chec
 from autorank.tasks.parquet import COLUMN_KEYS, open_parquet
 
 SPLITS = ("train", "validation", "test")
-TASK_KEYS = ("loss", "metric", "metric_name", "direction", "distill", "unpack", "example_inputs", "workers")
+CUSTOM_KEYS = ("metric", "metric_name", "direction", "distill")  # mean something only beside a loss
+TASK_KEYS = ("loss", *CUSTOM_KEYS, "unpack", "example_inputs", "workers")
 
 
 @dataclass(frozen=True)
@@ -131,8 +132,12 @@ def _python(rest: str, args: dict[str, Any], cache_dir: Path | None) -> OpenedDa
     unknown = [key for key in made if key not in SPLITS + TASK_KEYS]
     if unknown:
         raise DataError(f"{name} returned an unknown key {unknown[0]!r}; allowed: {', '.join(SPLITS + TASK_KEYS)}")
+    if made.get("loss") is None and (custom := [key for key in CUSTOM_KEYS if made.get(key) is not None]):
+        raise DataError(f"{name} returned {custom[0]!r} without a loss: {custom[0]} needs loss beside it")
     splits = {key: made[key] for key in SPLITS if made.get(key) is not None}
-    return OpenedData(rest.rpartition(":")[2], splits, {key: made[key] for key in TASK_KEYS if key in made})
+    return OpenedData(
+        rest.rpartition(":")[2], splits, {key: made[key] for key in TASK_KEYS if made.get(key) is not None}
+    )
 
 
 Source = Callable[[str, dict[str, Any], Path | None], OpenedData]

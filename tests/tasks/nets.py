@@ -61,6 +61,10 @@ def regression(count: int = 40) -> dict[str, object]:
     }
 
 
+def without_loss(key: str) -> dict[str, object]:
+    return {"train": vectors(), key: regression().get(key, len)}
+
+
 def task() -> ClassificationTask:
     return ClassificationTask(nn.Linear(4, 3), train=vectors(), name="mine")
 

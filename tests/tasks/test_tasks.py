@@ -551,6 +551,16 @@ def test_wrong_python_data(name, words):
     assert words in str(caught.value)
 
 
+@pytest.mark.parametrize("key", ["metric", "metric_name", "direction", "distill"])
+def test_what_means_something_only_beside_a_loss(key):
+    with pytest.raises(DataError, match=f"returned '{key}' without a loss: {key} needs loss beside it"):
+        load_task(
+            model="python:tests.tasks.nets:linear",
+            data="python:tests.tasks.nets:without_loss",
+            data_args={"key": key},
+        )
+
+
 def test_calibration_examples_are_plain_and_fixed(digits):
     first = torch.cat([b.inputs[0] for b in digits.calibration_batches(100, 32)])
     assert len(first) == 100
