@@ -197,16 +197,15 @@ class Format(ABC):
             raise self._error(spec, "whiten=input needs input statistics, and there are none for it")
         channels = spec.weight_shape[1]
         n = channels if stats.factorised else channels * math.prod(spec.kernel)
-        if tuple(stats.covariance.shape) != (spec.groups, n, n):
-            found = tuple(stats.covariance.shape)
+        found = tuple(stats.covariance.shape)
+        if found not in ((spec.groups, n, n), (spec.groups, n)):
             raise self._error(spec, f"its input statistics have shape {found}, expected {(spec.groups, n, n)}")
         if not bool(torch.isfinite(stats.covariance).all()):
             raise self._error(spec, "its input statistics hold NaN or infinite values")
         # Factorised statistics are white over the kernel, so its axes need no whitening.
         axes = () if stats.factorised else self.input_axes(spec, options)
-        covariance = stats.covariance if stats.factorised else stats.reduced(spec.kernel, axes)
         shrink = float(dict(options).get("shrink", whitening.DEFAULT_SHRINK))
-        return axes, whitening.square_root(covariance.to(device), shrink)
+        return axes, stats.root(spec.kernel, axes, shrink, device)
 
     # Checks
 

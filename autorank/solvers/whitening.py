@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from autorank.copying import model_copy
 from autorank.errors import DataError, ModelError
+from autorank.solvers.moments import Accumulator
 from autorank.types import LayerSpec
 
 DEFAULT_SHRINK = 1e-3
@@ -27,8 +27,6 @@ DEFAULT_SHRINK = 1e-3
 MIN_SHRINK = 1e-6
 """What is mixed in even when no shrinkage is asked for, so that the root can be inverted."""
 
-_CHUNK = 1 << 23  # elements of one im2col buffer: 32 MiB of float32
-
 
 @dataclass(frozen=True)
 class LayerStats:
@@ -36,9 +34,9 @@ class LayerStats:
 
     Attributes
     ----------
-    covariance : Tensor, shape (groups, n, n), float32
+    covariance : Tensor, shape (groups, n, n) or (groups, n), float32
         E[x xᵀ] of the input patches, n = S/groups · K, in the order (S, K1, ..., Kd) of ``weight.reshape(T, -1)``.
-        When `factorised`, n = S/groups: the average over the kernel positions.
+        When `factorised`, n = S/groups: the average over the kernel positions. When `diagonal`, the variances alone.
     count : int
         Number of patches that were averaged.
     factorised : bool
@@ -48,6 +46,11 @@ class LayerStats:
     covariance: Tensor
     count: int
     factorised: bool = False
+
+    @property
+    def diagonal(self) -> bool:
+        """Whether only the variances are known, because there are too many channels for their covariance."""
+        return self.covariance.ndim == 2
 
     def reduced(self, kernel: Sequence[int], axes: Sequence[int]) -> Tensor:
         """Return the covariance over the channels and some kernel axes, averaged over the other kernel axes.
@@ -61,11 +64,17 @@ class LayerStats:
 
         Returns
         -------
-        Tensor, shape (groups, m, m)
+        Tensor, shape (groups, m, m), or (groups, m) when `diagonal`
             m = S/groups times the sizes of the kept axes, in the order (S, axes).
         """
+        kept = math.prod(kernel[a] for a in axes)
+        if self.diagonal:
+            if self.factorised:
+                return self.covariance.repeat_interleave(kept, dim=1)
+            each = self.covariance.reshape(self.covariance.shape[0], -1, *kernel)
+            others = [2 + a for a in range(len(kernel)) if a not in axes]
+            return (each.mean(others) if others else each).flatten(1)
         if self.factorised:
-            kept = math.prod(kernel[a] for a in axes)
             eye = torch.eye(kept, dtype=self.covariance.dtype, device=self.covariance.device)
             return torch.stack([torch.kron(block, eye) for block in self.covariance])
         groups, n, _ = self.covariance.shape
@@ -78,8 +87,27 @@ class LayerStats:
                 rows = 2 + axis
                 columns = rows + 1 + (full.ndim - 3) // 2
                 full = full.diagonal(dim1=rows, dim2=columns).mean(-1)
-        m = channels * math.prod(kernel[a] for a in axes)
-        return full.reshape(groups, m, m)
+        return full.reshape(groups, channels * kept, channels * kept)
+
+    def root(self, kernel: Sequence[int], axes: Sequence[int], shrink: float, device: torch.device) -> Tensor:
+        """Return what `whiten` takes for the mode of the channels and `axes`.
+
+        Parameters
+        ----------
+        kernel, axes : sequence of int
+            As for `reduced`.
+        shrink : float
+            As for `square_root`.
+        device : torch.device
+            Where it is computed and kept.
+
+        Returns
+        -------
+        Tensor, shape (groups, m, m), or (groups, m) when `diagonal`; float64
+            The lower triangular root, or the standard deviations.
+        """
+        covariance = self.reduced(kernel, axes).to(device)
+        return deviations(covariance, shrink) if self.diagonal else square_root(covariance, shrink)
 
 
 def square_root(cov: Tensor, shrink: float = DEFAULT_SHRINK) -> Tensor:
@@ -115,6 +143,25 @@ def square_root(cov: Tensor, shrink: float = DEFAULT_SHRINK) -> Tensor:
     return root * mean.sqrt()
 
 
+def deviations(variances: Tensor, shrink: float = DEFAULT_SHRINK) -> Tensor:
+    """Return the diagonal of `square_root` for a diagonal covariance, without forming the matrix.
+
+    Parameters
+    ----------
+    variances : Tensor, shape (..., n)
+    shrink : float
+
+    Returns
+    -------
+    Tensor, shape (..., n), float64
+    """
+    rho = max(shrink, MIN_SHRINK)
+    variances = variances.to(torch.float64)
+    mean = variances.mean(-1, keepdim=True)
+    root = ((1 - rho) * variances + rho * mean).sqrt()
+    return torch.where(mean > 0, root, torch.ones_like(root))
+
+
 def output_error(weight: Tensor, approx: Tensor, stats: LayerStats) -> float:
     """Return the relative root-mean-square error of a layer's output when `approx` replaces `weight`.
 
@@ -138,97 +185,14 @@ def output_error(weight: Tensor, approx: Tensor, stats: LayerStats) -> float:
             rows = matrix.transpose(2, 3).reshape(groups, -1, matrix.shape[2])
         else:
             rows = matrix.reshape(groups, matrix.shape[1], -1)
-        return ((rows @ cov) * rows).sum()
+        return ((rows * cov[:, None] if stats.diagonal else rows @ cov) * rows).sum()
 
     # A weight that its inputs never excite has no output to compare with: compare with a trace of white input instead.
-    floor = 1e-12 * dense.square().sum() * cov.diagonal(dim1=-2, dim2=-1).mean()
+    variances = cov if stats.diagonal else cov.diagonal(dim1=-2, dim2=-1)
+    floor = 1e-12 * dense.square().sum() * variances.mean()
     reference = torch.maximum(power(dense), floor)
     error = power(delta).clamp_min(0)
     return float((error / reference).sqrt()) if reference > 0 else 0.0
-
-
-def _padding(spec: LayerSpec) -> list[int]:
-    """Return the padding as `functional.pad` takes it: last axis first, before and after."""
-    pads: list[int] = []
-    for axis in reversed(range(len(spec.kernel))):
-        if spec.padding == "same":
-            total = spec.dilation[axis] * (spec.kernel[axis] - 1)
-            pads += [total // 2, total - total // 2]
-        elif spec.padding == "valid":
-            pads += [0, 0]
-        else:
-            pads += [int(spec.padding[axis])] * 2
-    return pads
-
-
-def patches(x: Tensor, spec: LayerSpec) -> Tensor:
-    """Return the input patches of a convolution (im2col) as a view where possible.
-
-    Parameters
-    ----------
-    x : Tensor, shape (N, S, I1, ..., Id)
-    spec : LayerSpec
-        Stride, padding and its mode, dilation and kernel are honoured.
-
-    Returns
-    -------
-    Tensor, shape (N, S, O1, ..., Od, K1, ..., Kd)
-    """
-    pads = _padding(spec)
-    if any(pads):
-        mode = "constant" if spec.padding_mode == "zeros" else spec.padding_mode
-        x = functional.pad(x, pads, mode=mode)
-    d = len(spec.kernel)
-    for axis, (size, stride, dilation) in enumerate(zip(spec.kernel, spec.stride, spec.dilation, strict=True)):
-        x = x.unfold(2 + axis, dilation * (size - 1) + 1, stride)
-        x = x[..., ::dilation]
-    assert x.ndim == 2 + 2 * d
-    return x
-
-
-class _Accumulator:
-    """Sums x xᵀ of one layer in float64, a bounded block of patches at a time."""
-
-    def __init__(self, spec: LayerSpec, factorised: bool) -> None:
-        self.spec, self.factorised = spec, factorised
-        self.total: Tensor | None = None
-        self.count = 0
-
-    def add(self, x: Tensor) -> None:
-        x = x.detach().to(torch.float32)
-        for block in self._blocks(x):
-            # (rows, groups, channels, K) → (groups, rows, n), one more row per kernel position when factorised
-            rows = block.permute(1, 0, 3, 2) if self.factorised else block.transpose(0, 1)
-            rows = rows.reshape(rows.shape[0], -1, rows.shape[-1] if self.factorised else math.prod(rows.shape[2:]))
-            product = (rows.mT @ rows).to(torch.float64)
-            self.total = product if self.total is None else self.total.add_(product)
-            self.count += block.shape[0]
-
-    def _blocks(self, x: Tensor) -> Iterator[Tensor]:
-        spec = self.spec
-        groups, channels, d = spec.groups, spec.weight_shape[1], len(spec.kernel)
-        if d == 0:
-            for part in x.reshape(-1, 1, channels, 1).split(max(1, _CHUNK // channels)):
-                yield part
-            return
-        if x.ndim == d + 1:
-            x = x[None]
-        windows = patches(x, spec)
-        windows = windows.permute(0, *range(2, 2 + d), 1, *range(2 + d, 2 + 2 * d))
-        per_line = max(1, math.prod(windows.shape[2:]))
-        lines = max(1, _CHUNK // per_line)
-        examples = max(1, lines // windows.shape[1])
-        for part in windows.split(examples):
-            for line in part.split(lines, dim=1):
-                yield line.reshape(math.prod(line.shape[: d + 1]), groups, channels, -1)
-
-    def result(self) -> LayerStats:
-        assert self.total is not None
-        per_patch = math.prod(self.spec.kernel) if self.factorised else 1
-        covariance = (self.total / (self.count * per_patch)).to(torch.float32).cpu()
-        if not bool(torch.isfinite(covariance).all()):
-            raise ModelError(f"layer {self.spec.name!r}: its inputs on the calibration data are not finite")
-        return LayerStats(covariance, self.count, self.factorised)
 
 
 def collect(
@@ -237,6 +201,7 @@ def collect(
     batches: Iterable[tuple[Tensor, ...]],
     device: str | torch.device = "cpu",
     max_patch: int = 4608,
+    examples: int | None = None,
 ) -> dict[str, LayerStats]:
     """Run a model and return the input statistics of its layers.
 
@@ -251,7 +216,13 @@ def collect(
     device : str or torch.device
         Where to run.
     max_patch : int
-        Layers with more than this many weights per output (S/groups · K) get `factorised` statistics.
+        Longest side of a covariance. Convolutions with more weights per output (S/groups · K) get `factorised`
+        statistics; layers with more channels than that (S/groups), linear ones included, get `diagonal` ones: the fit
+        then weighs their inputs by their size and takes them for uncorrelated.
+    examples : int, optional
+        How many examples the batches hold together; by default taken from the first batch and the number of batches,
+        if that is known. Layers with many output positions take every k-th one only, so that about 50 patches (20,000
+        at least) stand behind each column of a covariance; without this number they take all.
 
     Returns
     -------
@@ -266,19 +237,19 @@ def collect(
         A layer does not exist or its inputs are not finite.
     """
     runner = model_copy(model).eval().to(device)
-    accumulators: dict[str, _Accumulator] = {}
+    accumulators: dict[str, Accumulator] = {}
     handles = []
+    known = float(len(batches)) if examples is None and isinstance(batches, Sized) else None
     try:
         for spec in specs:
             try:
                 module = runner.get_submodule(spec.name)
             except AttributeError:
                 raise ModelError(f"layer {spec.name!r} is not in the model, so it has no input statistics") from None
-            factorised = bool(spec.kernel) and math.prod(spec.weight_shape[1:]) > max_patch
-            accumulator = accumulators[spec.name] = _Accumulator(spec, factorised)
+            accumulator = accumulators[spec.name] = Accumulator(spec, max_patch, known)
 
             def hook(
-                _module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], to: _Accumulator = accumulator
+                _module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], to: Accumulator = accumulator
             ) -> None:
                 to.add(args[0] if args else kwargs["input"])
 
@@ -286,6 +257,10 @@ def collect(
         seen = 0
         with torch.no_grad():
             for inputs in batches:
+                if not seen and examples is not None:
+                    size = max((len(x) for x in inputs if x.ndim), default=1)
+                    for accumulator in accumulators.values():
+                        accumulator.batches = examples / max(size, 1)
                 runner(*(x.to(device) for x in inputs))
                 seen += 1
         if not seen:
@@ -293,7 +268,14 @@ def collect(
     finally:
         for handle in handles:
             handle.remove()
-    return {name: accumulator.result() for name, accumulator in accumulators.items() if accumulator.count}
+    return {name: _statistics(accumulator) for name, accumulator in accumulators.items() if accumulator.count}
+
+
+def _statistics(accumulator: Accumulator) -> LayerStats:
+    covariance = accumulator.moment().to(torch.float32).cpu()
+    if not bool(torch.isfinite(covariance).all()):
+        raise ModelError(f"layer {accumulator.spec.name!r}: its inputs on the calibration data are not finite")
+    return LayerStats(covariance, accumulator.count, accumulator.factorised)
 
 
 def save(stats: Mapping[str, LayerStats], path: str | Path) -> None:
@@ -333,16 +315,18 @@ def whiten(tensor: Tensor, root: Tensor, axes: Sequence[int]) -> Tensor:
     ----------
     tensor : Tensor, shape (groups, out, S, K1, ..., Kd)
         A weight or a factor in the layout of a convolution's weight.
-    root : Tensor, shape (groups, m, m)
+    root : Tensor, shape (groups, m, m), or (groups, m) for a diagonal one
         m = S times the sizes of `axes`.
     axes : sequence of int
         Kernel axes that are merged with S into the input mode.
     """
-    return _on_input(tensor, axes, lambda rows: rows @ root)
+    return _on_input(tensor, axes, lambda rows: rows * root[:, None] if root.ndim == 2 else rows @ root)
 
 
 def unwhiten(tensor: Tensor, root: Tensor, axes: Sequence[int]) -> Tensor:
-    """Undo `whiten` with a lower triangular root: F → F·L⁻¹."""
+    """Undo `whiten` with a lower triangular or a diagonal root: F → F·L⁻¹."""
+    if root.ndim == 2:
+        return _on_input(tensor, axes, lambda rows: rows / root[:, None])
     return _on_input(tensor, axes, lambda rows: torch.linalg.solve_triangular(root, rows, upper=False, left=False))
 
 

@@ -156,3 +156,20 @@ class FitContract(ContractBase):
                 for stats in (full, channels)
             )
             torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
+
+    def test_whitening_by_diagonal_statistics(self, sample: Case) -> None:
+        """Variances alone give what a full covariance gives when the channels are uncorrelated."""
+        spec = sample.spec
+        weight = random(spec.weight_shape, 0)
+        channels = spec.weight_shape[1]
+        variances = torch.logspace(0, -2, channels).expand(spec.groups, channels).contiguous()
+        each = variances.repeat_interleave(math.prod(spec.kernel), dim=1)
+        forms = (LayerStats(each.diag_embed(), 9), LayerStats(each, 9), LayerStats(variances, 9, factorised=True))
+        for options in self.whitened(spec, "input"):
+            rank = self.middle_rank(spec, options)
+            found = [self.format.fit(weight, spec, rank, options, stats) for stats in forms]
+            approx = [self.format.reconstruct(factors, spec, options) for factors in found]
+            errors = [output_error(weight, a, stats) for a, stats in zip(approx, forms, strict=True)]
+            for other, error in zip(approx[1:], errors[1:], strict=True):
+                torch.testing.assert_close(other, approx[0], rtol=1e-4, atol=1e-4)
+                assert error == pytest.approx(errors[0], rel=1e-4)

@@ -8,9 +8,9 @@ from torch import nn
 
 from autorank import formats
 from autorank.errors import DataError, ModelError
-from autorank.solvers import whitening
+from autorank.solvers import moments, whitening
 from autorank.solvers.whitening import LayerStats, collect, output_error, square_root
-from autorank.testing.cases import dense, few, grid, make, random
+from autorank.testing.cases import Case, dense, few, grid, make, random
 from autorank.types import LayerSpec
 
 WHITEN = (("shrink", 0.0), ("whiten", "input"))
@@ -49,7 +49,7 @@ def test_statistics_predict_the_power_of_the_layers_output(case):
 def test_statistics_of_many_small_blocks_are_the_same(case, monkeypatch):
     x = case.input(5, dtype=torch.float32)
     whole = stats_of(case, x)
-    monkeypatch.setattr(whitening, "_CHUNK", 200)
+    monkeypatch.setattr(moments, "CHUNK", 200)
     parts = stats_of(case, x)
     assert parts.count == whole.count
     torch.testing.assert_close(parts.covariance, whole.covariance)
@@ -90,11 +90,103 @@ def test_reduced_against_loops():
     torch.testing.assert_close(stats.reduced(kernel, ()), channels)
 
 
+@pytest.mark.parametrize(
+    ("spec", "shape", "length", "factorised"),
+    [
+        (LayerSpec("block.layer", "linear", (4, 60_000)), (60_000,), 60_000, False),
+        (
+            LayerSpec("block.layer", "conv2d", (4, 30_000, 1, 2), (1, 1), (0, 0), "zeros", (1, 1)),
+            (30_000, 1, 3),
+            30_000,
+            True,
+        ),
+    ],
+    ids=["linear", "channels of a convolution"],
+)
+def test_too_many_channels_keep_their_variances_only(spec, shape, length, factorised):
+    # A covariance would take 14 GB (in float32) for the first and 3.6 GB for the second.
+    case = Case(spec, shape[1:])
+    x = torch.randn(6, *shape, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.5, 2, length).reshape(
+        -1, *([1] * len(shape[1:]))
+    )
+    weight = random(spec.weight_shape, 7).float()
+    model = wrap(case, weight)
+    stats = collect(model, [spec], [(x,)])["block.layer"]
+    assert (stats.diagonal, stats.factorised) == (True, factorised)
+    assert tuple(stats.covariance.shape) == (1, length)
+    rows = x if x.ndim == 2 else torch.cat([x[..., :2], x[..., 1:]], 0).movedim(1, -1).reshape(-1, length)
+    torch.testing.assert_close(stats.covariance[0], rows.square().mean(0))
+    axes = (0, 1) if factorised else ()
+    reduced = stats.reduced(spec.kernel, axes)
+    assert torch.equal(reduced[0], stats.covariance[0].repeat_interleave(2 if factorised else 1))
+    fmt = formats.get("channel_svd")
+    approx = fmt.reconstruct(fmt.fit(weight, spec, (2,), WHITEN, stats), spec)
+    plain = fmt.reconstruct(fmt.fit(weight, spec, (2,)), spec)
+    # By hand: the weight with scaled columns, its best approximation of rank two, the columns scaled back.
+    scale = reduced[0].double().sqrt()
+    u, s, v = torch.linalg.svd(weight.double().reshape(4, -1) * scale, full_matrices=False)
+    torch.testing.assert_close(approx.reshape(4, -1).double(), u[:, :2] * s[:2] @ v[:2] / scale, rtol=1e-3, atol=1e-4)
+    assert output_error(weight, approx, stats) == pytest.approx(float(s[2:].norm() / s.norm()), rel=1e-4)
+    assert output_error(weight, approx, stats) < output_error(weight, plain, stats)
+
+
+def test_deviations_are_the_diagonal_of_the_root():
+    variances = torch.tensor([[1.0, 0.0, 4.0], [0.0, 0.0, 0.0], [1e-30, 2e-30, 0.0]])
+    for shrink in (0.0, 1e-3, 1.0):
+        expected = square_root(variances.diag_embed(), shrink).diagonal(dim1=-2, dim2=-1)
+        torch.testing.assert_close(whitening.deviations(variances, shrink), expected)
+
+
+# Every k-th position
+
+
+def test_many_positions_are_thinned_out_and_the_covariance_stays():
+    # A layer of ResNet-20's size: 32 x 32 positions of 16 channels, smooth inputs whose borders are padded with zeros.
+    case = make("conv2d", (16, 16, 3, 3), (32, 32), padding=1)
+    x = nn.functional.avg_pool2d(random((128, 16, 34, 34), 0).float(), 3, 1) + 0.2
+    x *= torch.linspace(0.5, 1.5, 32)  # a column of the image is not like another
+    halves = [(x[:64],), (x[64:],)]
+    found = collect(wrap(case), [case.spec], halves)["block.layer"]
+    given = collect(wrap(case), [case.spec], iter(halves), examples=128)["block.layer"]
+    every = collect(wrap(case), [case.spec], iter(halves))["block.layer"]
+    assert every.count == 128 * 1024
+    assert 20_000 <= found.count <= 30_000
+    assert torch.equal(found.covariance, given.covariance)
+    error = (found.covariance - every.covariance).norm() / every.covariance.norm()
+    assert error < 0.02
+    weight = random(case.spec.weight_shape, 3).float()
+    fmt = formats.get("channel_svd")
+    errors = [
+        output_error(weight, fmt.reconstruct(fmt.fit(weight, case.spec, (8,), WHITEN, s), case.spec), every)
+        for s in (every, found)
+    ]
+    assert errors[1] <= 1.01 * errors[0]
+
+
+def test_what_is_taken_does_not_depend_on_the_batches():
+    case = make("conv2d", (4, 2, 3, 3), (48, 48), padding=1)
+    x = random((60, 2, 48, 48), 0).float()
+    model = wrap(case)
+    whole = collect(model, [case.spec], [(x,)], examples=60)["block.layer"]
+    parts = collect(model, [case.spec], [(part,) for part in x.split(20)], examples=60)["block.layer"]
+    assert whole.count == parts.count < 60 * 48 * 48
+    torch.testing.assert_close(whole.covariance, parts.covariance)
+
+
+@pytest.mark.parametrize("positions", [1, 7, 196, 1024, 112 * 112, 30030])
+@pytest.mark.parametrize("ratio", [0.0, 0.5, 1.0, 2.0, 14.0, 112.5, 900.0])
+def test_every_position_is_visited_equally_often(positions, ratio):
+    stride = moments.stride_of(ratio * 1000, 1000, positions)
+    assert 1 <= stride <= max(1, ratio)
+    places = torch.arange(0, stride * positions, stride) % positions
+    assert torch.equal(places.bincount(minlength=positions), torch.ones(positions, dtype=torch.long))
+
+
 @pytest.mark.parametrize("index", [1, 2, 3, 5])
 def test_layers_over_the_limit_keep_the_average_over_the_kernel(index):
     case = few()[index]
     x = case.input(3, dtype=torch.float32)
-    full, small = stats_of(case, x), stats_of(case, x, max_patch=2)
+    full, small = stats_of(case, x), stats_of(case, x, max_patch=case.spec.weight_shape[1])
     assert small.factorised
     assert not full.factorised
     assert small.count == full.count
@@ -297,7 +389,9 @@ def test_half_precision_models_are_summed_in_full_precision():
 def test_files_round_trip(tmp_path):
     case = few()[1]
     x = case.input(3, dtype=torch.float32)
-    stats = {"a.b": stats_of(case, x), "c": stats_of(case, x, max_patch=2)}
+    limits = {"full": 4608, "factorised": case.spec.weight_shape[1], "diagonal": 1}
+    stats = {name: stats_of(case, x, max_patch=limit) for name, limit in limits.items()}
+    assert [item.covariance.ndim for item in stats.values()] == [3, 3, 2]
     whitening.save(stats, tmp_path / "stats.safetensors")
     loaded = whitening.load(tmp_path / "stats.safetensors")
     assert loaded.keys() == stats.keys()
