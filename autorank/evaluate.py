@@ -19,7 +19,7 @@ def evaluate(
     task: Task,
     split: str,
     device: Device = "cpu",
-    batch_size: int = 256,
+    batch_size: int | None = None,
     limit: int | None = None,
 ) -> Evaluation:
     """Evaluate `model` on a split, in eval mode and without gradients; its training mode is restored.
@@ -31,7 +31,8 @@ def evaluate(
     task : Task
     split : {"validation", "test", "train"}
     device : device
-    batch_size : int
+    batch_size : int, optional
+        The task's `evaluation_batch` when not given.
     limit : int, optional
         Only the first so many examples.
 

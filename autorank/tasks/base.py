@@ -21,6 +21,7 @@ from autorank.tasks.weights import hash_weights
 from autorank.types import Direction
 
 DEFAULT_VALIDATION = 0.1
+EVALUATION_BATCH = 256
 
 
 class Task:
@@ -48,6 +49,8 @@ class Task:
         Processes that fetch items of a Dataset.
     name : str
         A short name for tables.
+    evaluation_batch : int
+        Examples per batch when the model is evaluated; a DataLoader keeps its own. Smaller ones need less memory.
     """
 
     name: str = "task"
@@ -66,7 +69,9 @@ class Task:
         seed: int = 0,
         workers: int = 0,
         name: str | None = None,
+        evaluation_batch: int = EVALUATION_BATCH,
     ) -> None:
+        self.evaluation_batch = checked_batch(evaluation_batch)
         if type(seed) is not int or seed < 0:
             raise ConfigError(f"seed must be a whole number from 0, not {seed!r}")
         self.name = name or self.name
@@ -123,14 +128,15 @@ class Task:
         return self._checked("train", feed.calibration_batches(examples, batch_size, where), device)
 
     def batches(
-        self, split: str, batch_size: int = 256, device: Device = "cpu", limit: int | None = None
+        self, split: str, batch_size: int | None = None, device: Device = "cpu", limit: int | None = None
     ) -> Iterator[Batch]:
         """Yield the examples of a split (or the first `limit`) in a fixed order.
 
         Parameters
         ----------
         split : {"validation", "test", "train"}
-        batch_size : int
+        batch_size : int, optional
+            `evaluation_batch` when not given.
         device : device
         limit : int, optional
 
@@ -142,7 +148,8 @@ class Task:
         if split not in self._feeds:
             raise DataError(f"task {self.name} has no {split} split; it has {', '.join(self._feeds)}")
         feed, where = self._feeds[split], self._first_device(split, device)
-        return self._checked(split, feed.batches(batch_size, where, limit), device)
+        size = self.evaluation_batch if batch_size is None else batch_size
+        return self._checked(split, feed.batches(size, where, limit), device)
 
     def size(self, split: str) -> int:
         """Return the number of examples of a split; 0 when there is none.
@@ -246,6 +253,13 @@ class Task:
         known = {split: feed.known_size for split, feed in self._feeds.items()}
         sizes = ", ".join(f"{split}: {'unknown' if size is None else size}" for split, size in known.items())
         return f"{type(self).__name__}({self.name}, {self.metric_name} {self.direction}; {sizes})"
+
+
+def checked_batch(value: Any) -> int:
+    """Return a size for evaluation batches; ConfigError when it is none."""
+    if type(value) is not int or value < 1:
+        raise ConfigError(f"evaluation_batch must be a whole number from 1, not {value!r}")
+    return value
 
 
 def _restore(paths: tuple[str, ...], payload: bytes, feeds: bytes) -> Task:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from autorank.errors import ConfigError, DataError, ModelError
-from autorank.tasks.base import Task
+from autorank.tasks.base import EVALUATION_BATCH, Task
 from autorank.tasks.batch import Unpack, wide
 from autorank.tasks.models import ModelLike
 from autorank.types import Direction
@@ -19,7 +19,7 @@ class ClassificationTask(Task):
 
     Parameters
     ----------
-    model, train, validation, test, example_inputs, unpack, seed, workers, name
+    model, train, validation, test, example_inputs, unpack, seed, workers, name, evaluation_batch
         See `autorank.tasks.base.Task`. Targets are whole numbers from 0, or class probabilities (N, classes).
     label_smoothing : float
         Of the training loss, from 0 to below 1.
@@ -46,6 +46,7 @@ class ClassificationTask(Task):
         workers: int = 0,
         name: str | None = None,
         label_smoothing: float = 0.0,
+        evaluation_batch: int = EVALUATION_BATCH,
     ) -> None:
         if not 0.0 <= label_smoothing < 1.0:
             raise ConfigError(f"label_smoothing must be from 0 to below 1, not {label_smoothing}")
@@ -61,6 +62,7 @@ class ClassificationTask(Task):
             seed=seed,
             workers=workers,
             name=name,
+            evaluation_batch=evaluation_batch,
         )
 
     def loss(self, outputs: Any, targets: Any) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from autorank.errors import ConfigError, ModelError
-from autorank.tasks.base import Task
+from autorank.tasks.base import EVALUATION_BATCH, Task
 from autorank.tasks.batch import Unpack, tensors
 from autorank.tasks.models import ModelLike
 from autorank.types import Direction
@@ -23,7 +23,7 @@ class CustomTask(Task):
 
     Parameters
     ----------
-    model, train, validation, test, example_inputs, unpack, seed, workers, name
+    model, train, validation, test, example_inputs, unpack, seed, workers, name, evaluation_batch
         See `autorank.tasks.base.Task`.
     loss : callable
         ``loss(outputs, targets)``, a scalar tensor to make small.
@@ -57,6 +57,7 @@ class CustomTask(Task):
         seed: int = 0,
         workers: int = 0,
         name: str | None = None,
+        evaluation_batch: int = EVALUATION_BATCH,
     ) -> None:
         for label, function in (("loss", loss), ("metric", metric), ("distill", distill)):
             if function is not None and not callable(function):
@@ -76,6 +77,7 @@ class CustomTask(Task):
             seed=seed,
             workers=workers,
             name=name,
+            evaluation_batch=evaluation_batch,
         )
 
     def loss(self, outputs: Any, targets: Any) -> Tensor:

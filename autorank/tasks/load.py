@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from autorank.tasks.base import Task
+from autorank.tasks.base import Task, checked_batch
 from autorank.tasks.models import NamedModel
 from autorank.tasks.sources import open_data
 
@@ -22,6 +22,7 @@ def load_task(
     validation: int | float = 0.1,
     seed: int = 0,
     cache_dir: Path | None = None,
+    evaluation_batch: int | None = None,
 ) -> Task:
     """Make the task that names describe.
 
@@ -44,6 +45,9 @@ def load_task(
         Of that split.
     cache_dir : Path, optional
         Where decoded images are kept; ``$AUTORANK_CACHE`` or ``~/.cache/autorank`` by default.
+    evaluation_batch : int, optional
+        Examples per batch when the model is evaluated; what the data source says (image sets: ``evaluation_batch`` in
+        `data_args`), or 256, by default.
 
     Raises
     ------
@@ -54,4 +58,6 @@ def load_task(
     source = NamedModel(model, dict(model_args or {}), weights)
     task = opened.task(source, validation, seed)
     task._paths = (os.getcwd(),)
+    if evaluation_batch is not None:
+        task.evaluation_batch = checked_batch(evaluation_batch)
     return task

@@ -10,12 +10,13 @@ name                      reads
 ``python:module:name``    a function that returns ``{"train": ..., "test": ...}`` or a Task
 ========================  ==================================================================================
 
-``data_args`` of image sets are the fields of `autorank.tasks.options.ImageOptions` (``digits`` takes ``mean``,
-``std`` and ``augment``); ``train``, ``validation`` and ``test`` name the splits (a split of ``hf:``, a file pattern
-of ``parquet:``, a directory of ``imagefolder:``; null leaves one out); ``image_column`` and ``label_column`` name
-columns; ``hf:`` also takes ``config`` and ``revision``. The ``data_args`` of ``python:`` are the function's own
-arguments; what it returns may hold ``loss``, ``metric``, ``metric_name``, ``direction``, ``distill``, ``unpack``,
-``example_inputs`` and ``workers`` beside the splits, and is a `CustomTask` when it holds a loss.
+``data_args`` of image sets are the fields of `autorank.tasks.options.ImageOptions` (``digits`` takes ``mean``, ``std``
+and ``augment``) and ``evaluation_batch``; ``train``, ``validation`` and ``test`` name the splits (a split of ``hf:``, a
+file pattern of ``parquet:``, a directory of ``imagefolder:``; null leaves one out); ``image_column`` and
+``label_column`` name columns; ``hf:`` also takes ``config`` and ``revision``. The ``data_args`` of ``python:`` are the
+function's own arguments; what it returns may hold ``loss``, ``metric``, ``metric_name``, ``direction``, ``distill``,
+``unpack``, ``example_inputs``, ``workers`` and ``evaluation_batch`` beside the splits, and is a `CustomTask` when it
+holds a loss.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from autorank.errors import ConfigError, DataError
-from autorank.tasks.base import Task
+from autorank.tasks.base import Task, checked_batch
 from autorank.tasks.classification import ClassificationTask
 from autorank.tasks.custom import CustomTask
 from autorank.tasks.digits import WHITE, Digits
@@ -42,8 +43,9 @@ from autorank.tasks.options import IMAGE_KEYS, PIPELINE_KEYS, ImageOptions, chec
 from autorank.tasks.parquet import COLUMN_KEYS, open_parquet
 
 SPLITS = ("train", "validation", "test")
+EVALUATION_KEYS = ("evaluation_batch",)
 CUSTOM_KEYS = ("metric", "metric_name", "direction", "distill")  # mean something only beside a loss
-TASK_KEYS = ("loss", *CUSTOM_KEYS, "unpack", "example_inputs", "workers")
+TASK_KEYS = ("loss", *CUSTOM_KEYS, "unpack", "example_inputs", "workers", *EVALUATION_KEYS)
 
 
 @dataclass(frozen=True)
@@ -92,31 +94,38 @@ def open_data(name: str, args: dict[str, Any], cache_dir: Path | None) -> Opened
 
 
 def _digits(args: dict[str, Any], cache_dir: Path | None) -> OpenedData:
-    check_keys(args, PIPELINE_KEYS, "digits")
-    pipeline = ImageOptions.read(args).pipeline(1, WHITE)
+    check_keys(args, PIPELINE_KEYS + EVALUATION_KEYS, "digits")
+    pipeline = _options(args).pipeline(1, WHITE)
     splits = {split: ImageFeed(ImageArrays(Digits(split), cache_dir), pipeline) for split in ("train", "test")}
-    return OpenedData("digits", splits)
+    return OpenedData("digits", splits, _extras(args))
 
 
 def _parquet(rest: str, args: dict[str, Any], cache_dir: Path | None) -> OpenedData:
-    check_keys(args, IMAGE_KEYS + SPLIT_KEYS + COLUMN_KEYS, "parquet")
+    check_keys(args, IMAGE_KEYS + SPLIT_KEYS + COLUMN_KEYS + EVALUATION_KEYS, "parquet")
     return _images(rest, open_parquet(rest, args, cache_dir), args, cache_dir)
 
 
 def _imagefolder(rest: str, args: dict[str, Any], cache_dir: Path | None) -> OpenedData:
-    check_keys(args, IMAGE_KEYS + SPLIT_KEYS, "imagefolder")
+    check_keys(args, IMAGE_KEYS + SPLIT_KEYS + EVALUATION_KEYS, "imagefolder")
     return _images(rest, open_imagefolder(rest, args), args, cache_dir)
 
 
 def _hub(rest: str, args: dict[str, Any], cache_dir: Path | None) -> OpenedData:
-    check_keys(args, IMAGE_KEYS + SPLIT_KEYS + COLUMN_KEYS + HUB_KEYS, "hf")
+    check_keys(args, IMAGE_KEYS + SPLIT_KEYS + COLUMN_KEYS + HUB_KEYS + EVALUATION_KEYS, "hf")
     return _images(rest, open_hub(rest, args), args, cache_dir)
 
 
 def _images(rest: str, splits: Mapping[str, EncodedImages], args: dict[str, Any], cache_dir: Path | None) -> OpenedData:
-    options = ImageOptions.read({key: value for key, value in args.items() if key in IMAGE_KEYS})
     name = Path(rest.split(",")[0]).name or rest
-    return OpenedData(name, open_images(splits, options, cache_dir))
+    return OpenedData(name, open_images(splits, _options(args), cache_dir), _extras(args))
+
+
+def _options(args: Mapping[str, Any]) -> ImageOptions:
+    return ImageOptions.read({key: value for key, value in args.items() if key in IMAGE_KEYS})
+
+
+def _extras(args: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: checked_batch(args[key]) for key in EVALUATION_KEYS if args.get(key) is not None}
 
 
 def _python(rest: str, args: dict[str, Any], cache_dir: Path | None) -> OpenedData:

@@ -61,6 +61,10 @@ def regression(count: int = 40) -> dict[str, object]:
     }
 
 
+def in_batches(size: int) -> dict[str, object]:
+    return {"train": vectors(), "evaluation_batch": size}
+
+
 def without_loss(key: str) -> dict[str, object]:
     return {"train": vectors(), key: regression().get(key, len)}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from itertools import chain, count
 
 import cloudpickle
@@ -15,6 +16,7 @@ from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 from autorank.errors import ConfigError, DataError, ModelError
+from autorank.evaluate import evaluate
 from autorank.tasks import ClassificationTask, CustomTask, Task, load_task
 from autorank.tasks.augment import ImagePipeline
 from tests.tasks import nets
@@ -89,6 +91,62 @@ def test_batches_are_at_most_the_whole_set():
     assert [len(b) for b in task.train_batches(3, 64, 0)] == [20, 20, 20]
     assert [len(b) for b in task.batches("validation", 4)] == [4, 2]
     assert [len(b) for b in task.batches("validation", 4, limit=5)] == [4, 1]
+
+
+LINEAR = "python:tests.tasks.nets:linear"
+IN_BATCHES = {
+    "default": (lambda: ClassificationTask(nets.linear(), nets.vectors(600), nets.vectors(300)), 256),
+    "classification": (
+        lambda: ClassificationTask(nets.linear(), nets.vectors(), nets.vectors(), evaluation_batch=7),
+        7,
+    ),
+    "custom": (
+        lambda: CustomTask(
+            nets.linear(), nets.vectors(), nets.vectors(), loss=lambda o, t: o.mean(), evaluation_batch=7
+        ),
+        7,
+    ),
+    "by name": (lambda: load_task(model=LINEAR, data="python:tests.tasks.nets:task", evaluation_batch=4), 4),
+    "data_args": (
+        lambda: load_task(
+            model="python:tests.tasks.nets:convnet", data="digits", data_args={"evaluation_batch": 50, "mean": 0.5}
+        ),
+        50,
+    ),
+    "factory": (
+        lambda: load_task(model=LINEAR, data="python:tests.tasks.nets:in_batches", data_args={"size": 5}),
+        5,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", IN_BATCHES)
+def test_evaluation_batches_have_the_size_that_the_task_says(case):
+    make, size = IN_BATCHES[case]
+    task = make()
+    seen: list[int] = []
+
+    class Watching(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append(len(x))
+            return torch.zeros(len(x), 10)
+
+    evaluate(Watching(), task, "validation")
+    assert seen[0] == size
+    assert sum(seen) == task.size("validation")
+    assert [len(b) for b in task.batches("validation")] == seen
+    assert len(next(iter(task.batches("validation", 2)))) == 2
+
+
+@pytest.mark.parametrize("size", [0, -3, 2.5, True, "many"])
+def test_wrong_evaluation_batches(size):
+    words = re.escape(f"evaluation_batch must be a whole number from 1, not {size!r}")
+    with pytest.raises(ConfigError, match=words):
+        ClassificationTask(nets.linear(), nets.vectors(), evaluation_batch=size)
+    with pytest.raises(ConfigError, match=words):
+        load_task(model=LINEAR, data="python:tests.tasks.nets:data", evaluation_batch=size)
+    with pytest.raises(ConfigError, match=words):
+        load_task(model="python:tests.tasks.nets:convnet", data="digits", data_args={"evaluation_batch": size})
 
 
 def test_augmentation_shifts_and_flips_only(digits):
@@ -571,8 +629,6 @@ def test_calibration_examples_are_plain_and_fixed(digits):
 
 @pytest.mark.shared
 def test_cifar10_and_its_resnet(shared_dir):
-    from autorank.evaluate import evaluate
-
     task = load_task(
         model="python:benchmarks.models:resnet20",
         weights=shared_dir / "models" / "resnet20-cifar10jpeg.safetensors",
