@@ -15,7 +15,7 @@ from autorank.solvers.lowrank import leading_basis
 
 
 def tucker2(
-    tensor: Tensor, rank: tuple[int, int], max_iterations: int = 50, tolerance: float = 1e-9
+    tensor: Tensor, rank: tuple[int, int], max_iterations: int = 50, tolerance: float = 1e-6
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Approximate the first two modes of a batch of 3-way tensors by orthonormal bases.
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from autorank.solvers import hooi
 from autorank.solvers.hooi import tucker2
 from autorank.solvers.lowrank import leading_basis
 from autorank.testing.cases import random
@@ -39,6 +40,20 @@ def test_as_good_as_tensorly(shape, rank):
     assert tensorly.get_backend() == before
     theirs = relative(full(core[None], u[None], v[None]), tensor)
     assert relative(full(*tucker2(tensor, rank)), tensor) <= theirs * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("rank", [(8, 8), (24, 12), (36, 30)], ids=str)
+def test_it_stops_when_six_digits_stand(rank, monkeypatch):
+    calls = []
+    monkeypatch.setattr(hooi, "leading_basis", lambda m, r: calls.append(r) or leading_basis(m, r))
+    tensor = decaying(48, 48, 9)
+    error = relative(full(*tucker2(tensor, rank)), tensor)
+    usual = len(calls)
+    best = relative(full(*tucker2(tensor, rank, tolerance=1e-13)), tensor)
+    assert error <= best * (1 + 1e-5)
+    calls.clear()
+    tucker2(tensor, rank, tolerance=1e-9)
+    assert usual < len(calls)
 
 
 def test_better_than_its_start():
