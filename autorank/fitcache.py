@@ -12,7 +12,6 @@ import os
 import sys
 import tempfile
 import warnings
-import weakref
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import lru_cache
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from autorank.formats import Factors, Format
 from autorank.solvers import whitening
+from autorank.solvers.kept import DIGESTS, digest
 from autorank.solvers.whitening import LayerStats
 from autorank.types import Choice, LayerSpec, canonical_json
 
@@ -43,7 +43,6 @@ class FitCache:
     def __init__(self, directory: Path | None = None) -> None:
         self.directory = directory
         self._memory: dict[str, tuple[Factors, dict[str, Any]]] = {}
-        self._digests = _Digests()
 
     def get_or_fit(
         self, fmt: Format, weight: Tensor, spec: LayerSpec, choice: Choice, stats: LayerStats | None, seed: int
@@ -89,8 +88,8 @@ class FitCache:
             "code": _code(type(fmt).__module__),
             "torch": torch.__version__,
             "device": weight.device.type,  # a GPU rounds otherwise, and an outcome must not depend on who was first
-            "weight": _digest(weight),
-            "stats": None if stats is None else [self._digests(stats.covariance), stats.factorised],
+            "weight": digest(weight),
+            "stats": None if stats is None else [DIGESTS(stats.covariance), stats.factorised],
             "spec": asdict(replace(spec, name="", calls=(), bias=False)),
             "format": choice.format,
             "rank": choice.rank,
@@ -144,32 +143,8 @@ class FitCache:
         return directory / f"{key}.safetensors"
 
 
-class _Digests:
-    """Digests of tensors that stay as they are (statistics), computed once for each as long as it lives."""
-
-    def __init__(self) -> None:
-        self._known: dict[int, tuple[weakref.ref[Tensor], int, str]] = {}
-
-    def __call__(self, tensor: Tensor) -> str:
-        version = 0 if tensor.is_inference() else tensor._version
-        known = self._known.get(id(tensor))
-        if known is not None and known[0]() is tensor and known[1] == version:
-            return known[2]
-        digest = _digest(tensor)
-        self._known[id(tensor)] = weakref.ref(tensor), version, digest
-        return digest
-
-
-def _digest(tensor: Tensor) -> str:
-    """Return the SHA-256 of a tensor's type, shape and bytes."""
-    plain = tensor.detach().cpu().contiguous()
-    digest = hashlib.sha256(f"{plain.dtype}{tuple(plain.shape)}".encode())
-    digest.update(plain.flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
 def _content(factors: Mapping[str, Tensor], info: str) -> str:
-    parts = [f"{name}={_digest(tensor)}" for name, tensor in sorted(factors.items())]
+    parts = [f"{name}={digest(tensor)}" for name, tensor in sorted(factors.items())]
     return hashlib.sha256("\n".join([info, *parts]).encode()).hexdigest()
 
 

@@ -18,6 +18,7 @@ from autorank import fitcache, formats
 from autorank.fitcache import FitCache
 from autorank.formats import Factors
 from autorank.formats.channel_svd import ChannelSVD
+from autorank.solvers import kept
 from autorank.solvers.whitening import LayerStats
 from autorank.types import CallSize, Choice, LayerSpec
 
@@ -196,8 +197,8 @@ def test_a_cache_that_cannot_be_written_costs_only_time(fmt: Counting, tmp_path:
 
 def test_statistics_are_hashed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     hashed: list[tuple[int, ...]] = []
-    real = fitcache._digest
-    monkeypatch.setattr(fitcache, "_digest", lambda x: hashed.append(tuple(x.shape)) or real(x))
+    real = kept.digest
+    monkeypatch.setattr(kept, "digest", lambda x: hashed.append(tuple(x.shape)) or real(x))
     cache, given = FitCache(None), stats()
     for rank in range(1, 5):
         cache.get_or_fit(formats.get("channel_svd"), weight(), SPEC, Choice("channel_svd", (rank,)), given, 0)
@@ -226,7 +227,7 @@ def fit_many(directory: str, barrier: Any, results: Any) -> None:
     for rank in range(1, 9):
         choice = Choice("channel_svd", (rank,))
         factors, info = cache.get_or_fit(formats.get("channel_svd"), weight(), SPEC, choice, None, 0)
-        sums.append([info["weight_error"], *(fitcache._digest(f) for f in factors.values())])
+        sums.append([info["weight_error"], *(kept.digest(f) for f in factors.values())])
     results.put(sums)
 
 

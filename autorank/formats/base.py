@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from autorank.errors import FormatError
 from autorank.solvers import whitening
+from autorank.solvers.kept import DIGESTS, KEPT, digest
 from autorank.solvers.whitening import LayerStats
 from autorank.types import LayerCost, LayerSpec, Scalar
 
@@ -22,6 +24,10 @@ Factors = dict[str, Tensor]
 """Factors by name; the group is the leading dimension of each: (groups, out, in, K1, ..., Kd) for a step of a chain."""
 
 WHITENINGS = ("none", "input")
+
+
+def _whitens(options: Options) -> bool:
+    return dict(options).get("whiten", "none") == "input"
 
 
 class Format(ABC):
@@ -37,14 +43,17 @@ class Format(ABC):
         As it stands in plans.
     rank_names : tuple of str
         One name per entry of the rank.
-    input_factor, output_factor : str
-        The factor that carries S (dimension 2, its merged kernel axes last) and the one that carries T (dimension 1).
+    input_factor : str
+        The factor that carries S (dimension 2, its merged kernel axes last).
+    nested : bool
+        Whether the fit of a rank is a part of the fit of the largest rank (`_part`), as it is where singular values
+        are cut off. That fit is then kept, and every other rank costs next to nothing.
     """
 
     name: ClassVar[str]
     rank_names: ClassVar[tuple[str, ...]]
     input_factor: ClassVar[str]
-    output_factor: ClassVar[str]
+    nested: ClassVar[bool] = False
 
     # What a format says about a layer
 
@@ -158,22 +167,55 @@ class Format(ABC):
             raise self._error(spec, f"its weight has shape {tuple(weight.shape)}, expected {spec.weight_shape}")
         if not bool(torch.isfinite(weight).all()):
             raise self._error(spec, "its weight holds NaN or infinite values")
+        if self.nested:
+            top = self.max_rank(spec, options)
+            largest = KEPT.get(
+                self._key(weight, spec, options, stats, seed),
+                lambda: self._fit_whitened(weight, spec, top, options, stats, seed),
+            )
+            factors = self._part(largest, rank)
+        else:
+            factors = self._fit_whitened(weight, spec, rank, options, stats, seed)
+        factors = self._normal_form(factors, spec, options)
+        # Always a copy: what is kept is nobody's to change.
+        result = {k: v.to(torch.float32, copy=True).to(weight.device).contiguous() for k, v in factors.items()}
+        if not all(bool(torch.isfinite(v).all()) for v in result.values()):
+            raise self._error(spec, "its factors do not fit into float32 (the weight is too large)")
+        return result
+
+    def _fit_whitened(
+        self,
+        weight: Tensor,
+        spec: LayerSpec,
+        rank: tuple[int, ...],
+        options: Options,
+        stats: LayerStats | None,
+        seed: int,
+    ) -> Factors:
+        """Whiten, fit and unwhiten in float64."""
         device = weight.device
         # Apple's GPUs have no float64.
         work = weight.detach().to(device="cpu" if device.type == "mps" else device).to(torch.float64)
         work = work.reshape(spec.groups, spec.out_channels // spec.groups, *spec.weight_shape[1:])
-        if dict(options).get("whiten", "none") == "input":
-            axes, root = self._root(spec, options, stats, work.device)
-            factors = self._fit_plain(whitening.whiten(work, root, axes), spec, rank, options, seed)
-            carrier = self._input_carrier(factors)
-            factors[carrier] = whitening.unwhiten(factors[carrier], root, axes)
-        else:
-            factors = self._fit_plain(work, spec, rank, options, seed)
-        factors = self._normal_form(factors, spec, options)
-        result = {k: v.to(torch.float32).to(device).contiguous() for k, v in factors.items()}
-        if not all(bool(torch.isfinite(v).all()) for v in result.values()):
-            raise self._error(spec, "its factors do not fit into float32 (the weight is too large)")
-        return result
+        if not _whitens(options):
+            return self._fit_plain(work, spec, rank, options, seed)
+        axes, root = self._root(spec, options, stats, work.device)
+        factors = self._fit_plain(whitening.whiten(work, root, axes), spec, rank, options, seed)
+        carrier = self._input_carrier(factors)
+        factors[carrier] = whitening.unwhiten(factors[carrier], root, axes)
+        return factors
+
+    def _key(
+        self, weight: Tensor, spec: LayerSpec, options: Options, stats: LayerStats | None, seed: int
+    ) -> tuple[Hashable, ...]:
+        """Return everything that the fit of the largest rank depends on."""
+        used = (DIGESTS(stats.covariance), stats.factorised) if stats is not None and _whitens(options) else None
+        geometry = replace(spec, name="", calls=(), bias=False)
+        return "fit", type(self), digest(weight), str(weight.device), geometry, tuple(options), used, seed
+
+    def _part(self, factors: Factors, rank: tuple[int, ...]) -> Factors:
+        """Return the factors of a rank, given those of the largest one; for `nested` formats, without changing them."""
+        raise NotImplementedError
 
     @abstractmethod
     def _fit_plain(
@@ -205,7 +247,10 @@ class Format(ABC):
         # Factorised statistics are white over the kernel, so its axes need no whitening.
         axes = () if stats.factorised else self.input_axes(spec, options)
         shrink = float(dict(options).get("shrink", whitening.DEFAULT_SHRINK))
-        return axes, stats.root(spec.kernel, axes, shrink, device)
+        if self.nested:  # its fits are kept, which take less room and do without the root
+            return axes, stats.root(spec.kernel, axes, shrink, device)
+        key = "root", DIGESTS(stats.covariance), stats.factorised, spec.kernel, axes, shrink, str(device)
+        return axes, KEPT.get(key, lambda: {"root": stats.root(spec.kernel, axes, shrink, device)})["root"]
 
     # Checks
 

@@ -21,7 +21,7 @@ class TwoStepSVD(ChainFormat):
 
     rank_names = ("R",)
     input_factor = "first"
-    output_factor = "second"
+    nested = True
 
     def first_axes(self, spec: LayerSpec, options: Options = ()) -> tuple[int, ...]:
         """Return the spatial axes that the first convolution covers, ascending."""
@@ -64,6 +64,9 @@ class TwoStepSVD(ChainFormat):
         rows = math.prod(moved.shape[1 : 2 + len(other)])
         left, right = lowrank.truncated_product(moved.reshape(spec.groups, rows, -1), rank[0])
         return self._from_matrices(left, right, self._shapes(spec, rank, options))
+
+    def _part(self, factors: Factors, rank: tuple[int, ...]) -> Factors:
+        return {"first": factors["first"][:, : rank[0]], "second": factors["second"][:, :, : rank[0]]}
 
     def _normal_form(self, factors: Factors, spec: LayerSpec, options: Options) -> Factors:
         shapes = {name: tuple(factor.shape) for name, factor in factors.items()}

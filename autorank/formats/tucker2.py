@@ -24,7 +24,6 @@ class Tucker2(ChainFormat):
     name = "tucker2"
     rank_names = ("R_out", "R_in")
     input_factor = "input"
-    output_factor = "output"
 
     def max_rank(self, spec: LayerSpec, options: Options = ()) -> tuple[int, ...]:
         """Return the sizes of the two modes, or the rank that their unfoldings can have at most."""

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from autorank.errors import FormatError
+from autorank.formats import Factors, Options
+from autorank.solvers.kept import KEPT
 from autorank.solvers.whitening import LayerStats, output_error
 from autorank.testing import cases
 from autorank.testing.cases import Case, random
@@ -88,6 +90,42 @@ class FitContract(ContractBase):
                     two = self.format.fit(weight, sample.spec, rank, options, stats, seed=3)
                 assert all(torch.equal(one[name], two[name]) for name in one)
         assert torch.equal(weight, before), "the fit changed the weight"
+
+    def test_what_was_fitted_before_changes_nothing(self, sample: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Ranks in any order, after other weights or with nothing kept: the same factors, bit for bit."""
+        spec, weight = sample.spec, random(sample.spec.weight_shape, 0).float()
+        stats = cases.real_statistics(sample)
+        for whiten in ("none", "input"):
+            for options in self.whitened(spec, whiten):
+                top = self.format.max_rank(spec, options)
+                ranks = [*dict.fromkeys(tuple(max(1, r * n // 4) for r in top) for n in range(5))]
+
+                def fit(rank: tuple[int, ...], options: Options = options) -> Factors:
+                    return self.format.fit(weight, spec, rank, options, stats, seed=3)
+
+                cold = {}
+                for rank in ranks:
+                    KEPT.clear()
+                    cold[rank] = fit(rank)
+                for order in (ranks, ranks[::-1]):
+                    KEPT.clear()
+                    for rank in order:
+                        found = fit(rank)
+                        assert all(torch.equal(found[name], cold[rank][name]) for name in cold[rank])
+                        for factor in found.values():
+                            factor.zero_()  # they are the caller's own
+                with monkeypatch.context() as patch:
+                    patch.setattr(KEPT, "limit", 0)
+                    KEPT.clear()
+                    assert all(torch.equal(fit(ranks[0])[name], cold[ranks[0]][name]) for name in cold[ranks[0]])
+                # Weights and statistics that are changed in place are others.
+                weight.data.mul_(2)
+                stats.covariance.mul_(torch.linspace(1, 3, stats.covariance.shape[1])[:, None])
+                stats.covariance.copy_((stats.covariance + stats.covariance.mT) / 2)
+                changed = fit(ranks[-1])
+                KEPT.clear()
+                again = fit(ranks[-1])
+                assert all(torch.equal(changed[name], again[name]) for name in again)
 
     @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
     def test_weights_of_other_types(self, dtype: torch.dtype, sample: Case) -> None:
