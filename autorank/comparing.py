@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from autorank import pytrees
 from autorank.tasks import Task
 
 Runner = Callable[[tuple[Tensor, ...]], Any]
@@ -124,7 +124,7 @@ def compare(
 
 def tensors(outputs: Any) -> list[Tensor]:
     """Return the tensors among the leaves of a model's outputs, in order."""
-    return [leaf for leaf in tree_flatten(outputs)[0] if isinstance(leaf, Tensor)]
+    return list(pytrees.tensors(outputs))
 
 
 def score_tolerance(score: float, dense_score: float, examples: int) -> float:
@@ -156,7 +156,6 @@ def _take(candidate: Candidate, inputs: tuple[Tensor, ...], wanted: Any, targets
     if candidate.failure is not None:
         return
     try:
-        leaves, structure = tree_flatten(wanted)
         expected, got = tensors(wanted), tensors(candidate.run(inputs))
         if [leaf.shape for leaf in expected] != [leaf.shape for leaf in got]:
             candidate._worst[0] = math.inf
@@ -169,8 +168,8 @@ def _take(candidate: Candidate, inputs: tuple[Tensor, ...], wanted: Any, targets
                 candidate._labels[1] += a.numel()
         if targets is not None:
             replaced = iter(got)
-            again = [next(replaced) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-            candidate._score += float(task.metric(tree_unflatten(again, structure), targets)) * batch
+            again = pytrees.map_tensors(wanted, lambda _: next(replaced))
+            candidate._score += float(task.metric(again, targets)) * batch
     except Exception as error:
         # Whatever the runtime raises (ONNX Runtime has its own classes) is this file's failure, not the export's.
         candidate.failure = error

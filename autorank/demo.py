@@ -10,6 +10,7 @@ from torch import nn
 
 from autorank.errors import SweepError
 from autorank.evaluate import evaluate
+from autorank.seeding import seeded
 from autorank.tasks import Task, load_task
 
 MODEL = "python:autorank.demo:network"
@@ -40,8 +41,7 @@ def network() -> nn.Module:
 
 def train(task: Task, steps: int = 150, seed: int = 0) -> nn.Module:
     """Train the network from scratch on the task's training part, deterministically for a seed on one machine."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         model = network()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 6e-3, total_steps=steps)

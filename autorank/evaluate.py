@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from autorank.errors import DataError, TrialError
+from autorank.pytrees import tensors
 from autorank.tasks.base import Task
-from autorank.tasks.batch import Device, tensors, wide
+from autorank.tasks.batch import Device, wide
 from autorank.types import Evaluation
 
 

@@ -6,8 +6,8 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from autorank import formats
 from autorank.copying import model_copy
 from autorank.errors import ModelError, describe
 from autorank.opcounts import handles
+from autorank.pytrees import tensors
+from autorank.seeding import seeded
 from autorank.types import CallSize, Choice, Cost, LayerSpec
 
 if TYPE_CHECKING:
@@ -161,27 +163,13 @@ class _TensorsOut(nn.Module):
         self._kept: list[Tensor] = []
         for module in model.modules():
             if not any(True for _ in module.children()):
-                module.register_forward_hook(lambda _m, _args, output: self._kept.extend(_tensors(output)))
+                module.register_forward_hook(lambda _m, _args, output: self._kept.extend(tensors(output)))
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Run the model and flatten what it returns."""
         self._kept.clear()
-        found = (*_tensors(self.model(*inputs)), *self._kept)
+        found = (*tensors(self.model(*inputs)), *self._kept)
         return found or (torch.zeros(1),)
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _tensors(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _tensors(item)
-    elif is_dataclass(value):
-        for field in fields(value):
-            yield from _tensors(getattr(value, field.name))
 
 
 def time_module(
@@ -286,8 +274,7 @@ def _time_layer(
 ) -> float:
     rows = batch * call.batch
     size = (rows, *call.input, spec.in_channels) if spec.kind == "linear" else (rows, spec.in_channels, *call.input)
-    with undisturbed():
-        torch.manual_seed(0)
+    with undisturbed(), seeded(0):
         if choice is None:
             layer = dense_layer(spec)
         else:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from autorank import formats
@@ -15,6 +14,7 @@ from autorank.fitcache import FitCache
 from autorank.formats import Factors
 from autorank.measure import undisturbed
 from autorank.modules import Reading, read, substitute
+from autorank.seeding import seeded
 from autorank.solvers.whitening import LayerStats
 from autorank.types import Choice, LayerResult, LayerSpec, Plan
 
@@ -130,8 +130,7 @@ def build(model: nn.Module, plan: Plan) -> nn.Module:
     known = _checked(model, plan, ())
     copied = model_copy(model)
     changes: dict[nn.Module, nn.Module] = {}
-    with undisturbed():
-        torch.manual_seed(plan.seed)
+    with undisturbed(), seeded(plan.seed):
         for (name, choice), old in zip(plan.layers, _targets(copied, plan), strict=True):
             changes[old] = _layer(old, known[name], choice, None)
     return substitute(copied, changes)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from autorank.copying import model_copy
 from autorank.errors import ConfigError, TrialError
+from autorank.precision import full_precision, widened
+from autorank.seeding import seeded
 from autorank.tasks.base import Task
 from autorank.tasks.batch import Batch, Device, move
 from autorank.tasks.randomness import derive
@@ -158,6 +159,8 @@ def fine_tune(
 ) -> tuple[tuple[int, float], ...]:
     """Fine-tune `model` in place by SGD; the result is a function of the seed, on a CPU bit by bit.
 
+    Weights of 16 bits are tuned in float32 and rounded at the end.
+
     The loss is (1 − distill) · task.loss + distill · task.distill against the dense model's outputs.
 
     Parameters
@@ -184,34 +187,15 @@ def fine_tune(
     """
     device = torch.device(device)
     model.to(device)
-    groups = _parameter_groups(model, recovery.weight_decay)
-    if not recovery.steps or not groups:
+    if not recovery.steps or not any(p.requires_grad for p in model.parameters()):
         model.eval()
         return ()
-    optimizer = torch.optim.SGD(groups, lr=recovery.lr, momentum=recovery.momentum, nesterov=recovery.momentum > 0)
-    half = _half_precision(recovery, device)
-    scaler = torch.amp.GradScaler(device.type, enabled=half is torch.float16)
-    lesson = (teacher or Teacher(seed, recovery.batch_size)).lesson(task, recovery.batch_size, seed, device)
     guard = _Guard(recovery.steps, every=1 if device.type == "cpu" else 10)
+    lesson = (teacher or Teacher(seed, recovery.batch_size)).lesson(task, recovery.batch_size, seed, device)
     model.train()
     try:
-        with _private_seed(derive(seed, 0xF17E), device):
-            batches = task.train_batches(recovery.steps, recovery.batch_size, seed, device)
-            for step, batch in enumerate(batches):
-                for group in optimizer.param_groups:
-                    group["lr"] = recovery.rate(step)
-                with torch.autocast(device.type, half, enabled=half is not None):
-                    outputs = model(*batch.inputs)
-                    loss = _loss(task, recovery, lesson, step, batch, outputs)
-                guard.see(loss)
-                optimizer.zero_grad(set_to_none=True)
-                scaler.scale(loss).backward()
-                if recovery.grad_clip is not None:
-                    scaler.unscale_(optimizer)
-                    nn.utils.clip_grad_norm_([p for g in groups for p in g["params"]], recovery.grad_clip)
-                scaler.step(optimizer)
-                scaler.update()
-            guard.check()
+        with seeded(derive(seed, 0xF17E), device), full_precision(model) as widen:
+            _train(model, task, recovery, seed, device, lesson, guard, widen)
     finally:
         model.eval()
     for name, value in model.state_dict().items():
@@ -220,12 +204,46 @@ def fine_tune(
     return guard.curve()
 
 
-def _loss(task: Task, recovery: Recovery, lesson: Lesson, step: int, batch: Batch, outputs: Any) -> Tensor:
+def _train(
+    model: nn.Module,
+    task: Task,
+    recovery: Recovery,
+    seed: int,
+    device: torch.device,
+    lesson: Lesson,
+    guard: _Guard,
+    widen: bool,
+) -> None:
+    """Take the steps; `widen` puts inputs, targets and the teacher's outputs in float32, where the model was put."""
+    groups = _parameter_groups(model, recovery.weight_decay)
+    optimizer = torch.optim.SGD(groups, lr=recovery.lr, momentum=recovery.momentum, nesterov=recovery.momentum > 0)
+    half = _half_precision(recovery, device)
+    scaler = torch.amp.GradScaler(device.type, enabled=half is torch.float16)
+    same = widened if widen else lambda value: value
+    for step, batch in enumerate(task.train_batches(recovery.steps, recovery.batch_size, seed, device)):
+        for group in optimizer.param_groups:
+            group["lr"] = recovery.rate(step)
+        with torch.autocast(device.type, half, enabled=half is not None):
+            outputs = model(*same(batch.inputs))
+            taught = same(lesson(step, batch)) if recovery.distill > 0 else None
+            loss = _loss(task, recovery, outputs, same(batch.targets), taught)
+        guard.see(loss)
+        optimizer.zero_grad(set_to_none=True)
+        scaler.scale(loss).backward()
+        if recovery.grad_clip is not None:
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_([p for g in groups for p in g["params"]], recovery.grad_clip)
+        scaler.step(optimizer)
+        scaler.update()
+    guard.check()
+
+
+def _loss(task: Task, recovery: Recovery, outputs: Any, targets: Any, taught: Any) -> Tensor:
     parts: list[Tensor] = []
     if recovery.distill < 1:
-        parts.append((1 - recovery.distill) * task.loss(outputs, batch.targets))
+        parts.append((1 - recovery.distill) * task.loss(outputs, targets))
     if recovery.distill > 0:
-        parts.append(recovery.distill * task.distill(outputs, lesson(step, batch), recovery.temperature))
+        parts.append(recovery.distill * task.distill(outputs, taught, recovery.temperature))
     return sum(parts[1:], parts[0])
 
 
@@ -246,15 +264,6 @@ def _half_precision(recovery: Recovery, device: torch.device) -> torch.dtype | N
 
 def _batch_norms(model: nn.Module) -> list[_BatchNorm]:
     return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
-
-
-@contextmanager
-def _private_seed(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed dropout and its like inside, and give the caller's generators back afterwards."""
-    cuda = [device.index if device.index is not None else torch.cuda.current_device()] if device.type == "cuda" else []
-    with torch.random.fork_rng(cuda):
-        torch.manual_seed(seed)
-        yield
 
 
 class _Guard:

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "autorank"
 # From the lowest to the highest. A name stands for a module, or for a package with all its modules.
 ROOMS: tuple[tuple[str, ...], ...] = (
     ("types", "errors"),
-    ("copying", "opcounts", "yamlfile"),
+    ("copying", "opcounts", "pytrees", "seeding", "yamlfile"),
     ("solvers",),
     ("formats",),
     ("measure",),
@@ -25,7 +25,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("objectives", "pareto", "front"),
     ("strategies",),
     ("tasks", "evaluate"),
-    ("recover", "teacher"),
+    ("precision", "recover", "teacher"),
     ("config", "schedule", "stopping", "progress"),
     ("trial",),
     ("journal",),

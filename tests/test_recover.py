@@ -202,6 +202,50 @@ def test_nothing_to_do(digits):
     assert fine_tune(model, digits, FEW, 0) == ()
 
 
+class Narrow(nn.Module):
+    """A layer and a batch norm in `dtype`, a bias that is float32 in any case, and whole-number buffers."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.layer, self.norm = nn.Linear(4, 3, bias=False), nn.BatchNorm1d(3)
+        self.to(dtype)
+        self.bias = nn.Parameter(torch.zeros(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.layer(x)) + self.bias
+
+
+@pytest.mark.parametrize("distill", [0.0, 0.5])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_weights_of_16_bits_are_tuned_in_32(dtype, distill):
+    """The same bits as tuning the widened model and rounding it, where 16-bit steps would change nothing."""
+    torch.manual_seed(0)
+    x, t = nets.vectors(60)
+    narrow = Narrow(dtype)
+    wide = copy.deepcopy(narrow).float()
+    task = ClassificationTask(narrow, train=(x.to(dtype), t), validation=(x.to(dtype), t))
+    wide_task = ClassificationTask(wide, train=(x.to(dtype).float(), t), validation=(x, t))
+    recovery = Recovery(steps=30, lr=1e-4, batch_size=20, distill=distill, weight_decay=0.0)
+    model, reference = task.model(), wide_task.model()
+    objects = [(id(p), p.dtype) for p in model.parameters()]
+    fine_tune(model, task, recovery, 0)
+    fine_tune(reference, wide_task, recovery, 0)
+    assert [(id(p), p.dtype) for p in model.parameters()] == objects
+    assert {name: b.dtype for name, b in model.named_buffers()} == {name: b.dtype for name, b in narrow.named_buffers()}
+    assert not torch.equal(model.layer.weight, narrow.layer.weight)
+    if distill == 0:
+        assert all(torch.equal(v, reference.state_dict()[k].to(v.dtype)) for k, v in model.state_dict().items())
+
+
+def test_a_narrow_model_comes_back_narrow_when_its_tuning_fails():
+    x, t = nets.vectors(20)
+    task = ClassificationTask(Narrow(torch.bfloat16), train=(x.bfloat16(), t))
+    model = task.model()
+    with pytest.raises(TrialError, match="diverged"):
+        fine_tune(model, task, replace(FEW, steps=100, lr=1e30, grad_clip=None), 0)
+    assert model.layer.weight.dtype == torch.bfloat16
+
+
 def test_frozen_weights_stay():
     task = ClassificationTask(nets.convnet(), train=(torch.rand(40, 1, 8, 8), torch.arange(40) % 10))
     model = task.model()

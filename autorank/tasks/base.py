@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from autorank.copying import model_copy
 from autorank.errors import ConfigError, DataError, ModelError, describe
-from autorank.tasks.batch import Batch, Device, Unpack, map_tensors
+from autorank.pytrees import map_tensors
+from autorank.tasks.batch import Batch, Device, Unpack
 from autorank.tasks.factories import extend_path
 from autorank.tasks.feeds import Feed, first_inputs
 from autorank.tasks.loaders import as_feed

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from autorank.errors import DataError
+from autorank.pytrees import map_tensors
 
 Unpack = Callable[[Any], tuple[Any, Any]]
 Device = str | torch.device
@@ -24,7 +25,8 @@ class Batch:
     inputs : tuple of Tensor
         What the model is called with, batch dimension first; an input without dimensions is shared by all examples.
     targets : object
-        What loss and metric are given beside the outputs; tensors inside tuples, lists and mappings are moved along.
+        What loss and metric are given beside the outputs; tensors inside tuples, lists, mappings and dataclasses are
+        moved along.
     """
 
     inputs: tuple[Tensor, ...]
@@ -46,33 +48,6 @@ def wide(device: torch.device) -> torch.dtype:
 def move(value: Any, device: Device) -> Any:
     """Return `value` with every tensor inside it on `device`."""
     return map_tensors(value, lambda x: x.to(device, non_blocking=True))
-
-
-def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """Apply `function` to every tensor inside tuples, lists and mappings; other leaves stay as they are."""
-    if isinstance(value, Tensor):
-        return function(value)
-    if isinstance(value, Mapping):
-        changed = {key: map_tensors(item, function) for key, item in value.items()}
-        # Model outputs are often mappings of their own class, which carry attributes too.
-        return changed if type(value) is dict else type(value)(**changed)
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(map_tensors(item, function) for item in value))
-    if isinstance(value, list | tuple):
-        return type(value)(map_tensors(item, function) for item in value)
-    return value
-
-
-def tensors(value: Any) -> Iterator[Tensor]:
-    """Yield every tensor inside tuples, lists and mappings."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from tensors(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from tensors(item)
 
 
 def unpack_batch(item: Any, unpack: Unpack | None = None) -> Batch:

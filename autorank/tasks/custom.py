@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from autorank.errors import ConfigError, ModelError
+from autorank.pytrees import tensors
 from autorank.tasks.base import EVALUATION_BATCH, Task
-from autorank.tasks.batch import Unpack, tensors
+from autorank.tasks.batch import Unpack
 from autorank.tasks.models import ModelLike
 from autorank.types import Direction
 

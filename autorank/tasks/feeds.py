@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from autorank.errors import DataError
-from autorank.tasks.batch import Batch, Device, Unpack, map_tensors, tensors, unpack_batch
+from autorank.pytrees import map_tensors, tensors
+from autorank.tasks.batch import Batch, Device, Unpack, unpack_batch
 from autorank.tasks.hashing import hash_arrays, hash_tensors
 from autorank.tasks.labels import labels_of
 from autorank.tasks.randomness import PrivateRandom, derive
