@@ -79,7 +79,7 @@ class Exporter:
             if candidate.failure is not None:
                 self._gave_up(folder, candidate.file.removeprefix("model."), candidate.failure)
             self.checks += found.checks.get(candidate.file, ())
-        self._against_record(found.score, found.examples)
+        self._against_record(reference, found.score, found.examples)
         for check in self.checks:
             if not check.passed and not math.isnan(check.value):
                 raise ExportError(
@@ -144,15 +144,35 @@ class Exporter:
         self.checks.append(Check(FILES[name], f"not written: {why}", math.nan, False))
         self.say(f"{FILES[name]} is left out: {why}")
 
-    def _against_record(self, score: float | None, examples: int) -> None:
-        """Hold the model itself against its trial: the weights must be those that were measured."""
-        recorded = self.point.record.score
-        if score is None or recorded is None or examples < self.task.size("validation"):
+    def _against_record(self, reference: Runner, score: float | None, examples: int) -> None:
+        """Hold the model itself against its trial: the weights must be those that were measured, on the same data."""
+        recorded, what = self.point.record.score, f"{self.header.metric} against the trial's record"
+        if score is None or recorded is None:
+            why = "the trial has no score" if recorded is None else "there is no validation data"
+            self.checks.append(Check("the model", f"{what}: not compared, {why}", math.nan, True))
             return
+        if examples < self.task.size("validation"):
+            self.say("scoring the model on the whole validation data")
+            score, examples = self._score(reference)
         # Trials may run on an accelerator, in other sums than here.
         limit = max(score_tolerance(recorded, self.header.dense.score, examples), 0.01 * abs(recorded))
-        what = f"{self.header.metric} against the trial's record"
         self.checks.append(Check("the model", what, abs(score - recorded), abs(score - recorded) <= limit, limit))
+
+    def _score(self, reference: Runner) -> tuple[float, int]:
+        """Return the model's score on the whole validation split, and the number of examples."""
+        total, seen = 0.0, 0
+        try:
+            with _full_precision(), torch.no_grad():
+                for batch in self.task.batches("validation"):
+                    total += float(self.task.metric(reference(batch.inputs), batch.targets)) * len(batch)
+                    seen += len(batch)
+        except AutorankError:
+            raise
+        except Exception as error:
+            raise ExportError(
+                f"the model to export does not run on validation data: {artifacts.reason(error)}"
+            ) from error
+        return total / seen, seen
 
     def _report(self, folder: Path, examples: int, dense: DenseFigures | None) -> str:
         from importlib.metadata import version

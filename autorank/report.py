@@ -6,9 +6,11 @@ import math
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from autorank.comparing import Check
+from autorank.run_values import public, without_secrets
 from autorank.types import DenseFigures, FrontPoint, SweepHeader
 
 _RATIOS = {"macs": "MACs", "params": "Parameters", "bytes": "Bytes of the parameters"}
@@ -49,7 +51,9 @@ def render_report(
     Returns
     -------
     str
+        Without the secrets that settings or addresses carry.
     """
+    header = replace(header, config=without_secrets(header.config), fingerprint=without_secrets(header.fingerprint))
     record = point.record
     parts = [
         f"# Compressed model: trial {record.number} of sweep {_text(header.sweep_id)}",
@@ -216,7 +220,7 @@ def _factory(header: SweepHeader) -> str:
             given = ", ".join(f"{key}={value!r}" for key, value in arguments.items()) if plain else f"**{arguments!r}"
             line = f"from {match[1]} import {match[2]}\nfactory = lambda: {match[2]}({given})"
         return line
-    origin = f" ({_mask(' '.join(source.split()))})" if source else ""
+    origin = f" ({' '.join(source.split())})" if source else ""
     return f"factory = ...  # a function that returns the dense model{origin}"
 
 
@@ -276,12 +280,8 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _text(value: str) -> str:
-    """Make a string safe in a table's cell: one line, no column ends, no passwords in addresses."""
-    return _mask(" ".join(value.split())).replace("\\|", "|").replace("|", "\\|").replace("<", "&lt;")
-
-
-def _mask(value: str) -> str:
-    return re.sub(r"(://)[^/@\s]+@", r"\1***@", value)
+    """Make a string safe in a table's cell: one line, no column ends, no secrets in addresses."""
+    return public(" ".join(value.split())).replace("\\|", "|").replace("|", "\\|").replace("<", "&lt;")
 
 
 def _code(text: str) -> str:

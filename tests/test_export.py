@@ -12,6 +12,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -367,6 +368,29 @@ class TestCannotBeExported:
         with pytest.raises(ExportError, match="accuracy against the trial's record is"):
             export(tiny.task, tiny.header, tiny.point, other, tmp_path / "out")
         assert list(tmp_path.iterdir()) == []
+
+    def test_a_model_that_is_not_the_trials_is_refused_by_a_part_of_the_data(self, tiny: Case, tmp_path: Path) -> None:
+        other = copy.deepcopy(tiny.model)
+        nn.init.zeros_(other.fc.weight)
+        with pytest.raises(ExportError, match="accuracy against the trial's record is"):
+            export(tiny.task, tiny.header, tiny.point, other, tmp_path / "out", formats=("safetensors",), examples=5)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_the_record_is_checked_on_all_data_and_the_files_on_a_part(self, tiny: Case, tmp_path: Path) -> None:
+        result = tiny.export(tmp_path / "out", formats=("safetensors",), examples=5)
+        (check,) = [check for check in result.checks if check.file == "the model"]
+        assert check.passed
+        assert check.what == "accuracy against the trial's record"
+        assert check.value == pytest.approx(0, abs=1e-6)
+        report = (tmp_path / "out" / "report.md").read_text()
+        assert "run on 5 validation examples" in report
+        assert "accuracy against the trial's record" in report
+
+    def test_a_trial_without_a_score_is_said_not_to_be_compared(self, tiny: Case, tmp_path: Path) -> None:
+        point = replace(tiny.point, record=replace(tiny.point.record, score=None))
+        result = export(tiny.task, tiny.header, point, tiny.model, tmp_path / "out", formats=("safetensors",))
+        (check,) = [check for check in result.checks if check.file == "the model"]
+        assert check.what == "accuracy against the trial's record: not compared, the trial has no score"
 
     def test_an_unknown_format(self, tiny: Case, tmp_path: Path) -> None:
         with pytest.raises(ExportError, match="unknown export format 'tflite'; there are safetensors, pt2, onnx"):

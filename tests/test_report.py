@@ -166,7 +166,26 @@ def test_every_table_is_whole(report: str) -> None:
 
 def test_no_password_goes_along(report: str) -> None:
     assert "secret" not in report
-    assert row(report, "tracking_uri")[1] == "https://***@mlflow.example/"
+    assert row(report, "tracking_uri")[1] == "https://mlflow.example/"
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"data_args": {"token": "hf_HIDDEN", "split": "train"}},
+        {"data": "https://host/data.parquet?token=HIDDEN&part=1"},
+        {"model": "https://me:HIDDEN@host/net"},
+        {"model": "python:shop.nets:net", "model_args": {"api_key": "HIDDEN", "url": "s3://u:HIDDEN@host/w"}},
+        {"weights": ["https://host/a?sig=HIDDEN"], "recovery": {"deep": [{"password": "HIDDEN"}]}},
+    ],
+    ids=["key", "query", "model", "arguments", "nested"],
+)
+def test_no_secret_of_the_settings_goes_along(config: dict[str, object]) -> None:
+    header = replace(HEADER, config=config, fingerprint={"data": {"source": "https://h/x?token=HIDDEN"}})
+    failed = replace(RECORD, reason="no answer from https://me:HIDDEN@host/?token=HIDDEN")
+    report = render(header, replace(POINT, record=failed), DENSE)
+    assert "HIDDEN" not in report
+    assert "host" in report
 
 
 def test_versions_and_settings(report: str) -> None:
