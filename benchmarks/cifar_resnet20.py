@@ -14,6 +14,10 @@ WORK = ("tune", "evaluate", "batch_norm")
 TARGETS = (0.7, 0.5, 0.35)
 
 
+def shown(score: float | None) -> str:
+    return "" if score is None else f"{score:.2f}"
+
+
 def main() -> None:
     parser = arguments(__doc__.splitlines()[0])
     parser.add_argument("--trials", type=int, default=48)
@@ -27,9 +31,10 @@ def main() -> None:
     parser.add_argument("--sweep-dir", type=Path, help="keep the sweep here (default: a temporary directory)")
     parser.add_argument("--export", action="store_true", help="export the point nearest to 0.5 of the MACs")
     args = parser.parse_args()
-    if args.quick:
-        args.trials, args.steps, args.validation = 6, 2, 250
     settings = cifar(args.shared)
+    if args.quick:
+        args.trials, args.steps, args.validation = 4, 2, 250
+        settings["data_args"]["test"] = None  # 10,000 images for every point of the front take minutes
 
     import autorank
     from autorank.show import print_result
@@ -83,7 +88,7 @@ def main() -> None:
         record = point.record
         print(
             f"{record.kept['macs_kept']:>10.3f} {record.score_before:>14.2f} {record.score:>11.2f} "
-            f"{point.test_score:>7.2f} {result.dense.test_score:>11.2f}"
+            f"{shown(point.test_score):>7} {shown(result.dense.test_score):>11}"
         )
         figures["near"][str(target)] = {
             "number": record.number,
