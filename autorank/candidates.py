@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from autorank.errors import SpaceError
+from autorank.errors import SpaceError, did_you_mean
 from autorank.spacefile import Defaults, FormatEntry, Grid, Ranks, SpaceFile
 from autorank.types import Choice, LayerCost, LayerSpec, Scalar
-from autorank.yamlfile import did_you_mean
 
 if TYPE_CHECKING:
     from autorank.formats.base import Format

@@ -12,9 +12,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
 
-from autorank.errors import ConfigError
+from autorank.errors import ConfigError, did_you_mean
 from autorank.recover import Recovery
-from autorank.yamlfile import did_you_mean, explain, parse, read_text
+from autorank.yamlfile import explain, parse, read_text
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class AutorankError(Exception):
     """Base of all errors that are shown to the user as one line, without a traceback."""
@@ -62,3 +65,9 @@ def describe(error: BaseException) -> str:
     """Return type and message of a foreign error in one line, short enough to stand in a message of ours."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:300]}{'…' if len(text) > 300 else ''}" if text else type(error).__name__
+
+
+def did_you_mean(word: str, allowed: Iterable[str]) -> str:
+    """Return `` (did you mean 'x'?)`` for the allowed word nearest to `word`, or nothing."""
+    near = difflib.get_close_matches(word, list(allowed), 1)
+    return f" (did you mean {near[0]!r}?)" if near else ""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Sequence
 
-from autorank.errors import ConfigError
+from autorank.errors import ConfigError, did_you_mean
 from autorank.types import Constraint, Direction, Objective
 
 COSTS = {"macs": "macs_kept", "params": "params_kept", "bytes": "bytes_kept", "latency": "latency_kept"}
@@ -24,8 +23,7 @@ def _resolve(name: str, metric: str, where: str) -> str:
     if wanted in COSTS.values():
         return wanted
     allowed = list(dict.fromkeys(["score", metric, *COSTS, *COSTS.values()]))
-    near = difflib.get_close_matches(wanted, allowed, 1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    hint = did_you_mean(wanted, allowed)
     raise ConfigError(f"{where}: unknown name {name.strip()!r}{hint}; allowed are {', '.join(allowed)}")
 
 

@@ -41,9 +41,8 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from autorank import yamlfile
-from autorank.errors import SpaceError
+from autorank.errors import SpaceError, did_you_mean
 from autorank.types import Kind, Scalar
-from autorank.yamlfile import did_you_mean
 
 Whiten = Literal["none", "input"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,13 +10,7 @@ from typing import Any, cast
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from autorank.errors import AutorankError
-
-
-def did_you_mean(word: str, allowed: Iterable[str]) -> str:
-    """Return `` (did you mean 'x'?)`` for the allowed word nearest to `word`, or nothing."""
-    near = difflib.get_close_matches(word, list(allowed), 1)
-    return f" (did you mean {near[0]!r}?)" if near else ""
+from autorank.errors import AutorankError, did_you_mean
 
 
 class _Loader(yaml.SafeLoader):

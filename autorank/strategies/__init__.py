@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from autorank.errors import ConfigError
+from autorank.errors import ConfigError, did_you_mean
 from autorank.space import SearchSpace
 from autorank.strategies.base import WAIT, Option, Strategy, Wait
 from autorank.strategies.optuna import NSGA2, TPE
 from autorank.strategies.random import RandomSearch
 from autorank.types import Constraint, Objective
-from autorank.yamlfile import did_you_mean
 
 __all__ = ["WAIT", "Option", "Strategy", "Wait", "make", "names", "register"]
 

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any, ClassVar, Final, cast
 
-from autorank.errors import ConfigError
+from autorank.errors import ConfigError, did_you_mean
 from autorank.space import SearchSpace
 from autorank.strategies.catalog import COST_NAMES, Catalog, Vector
 from autorank.types import Constraint, Fidelity, Objective, Proposal, Scalar, TrialRecord
-from autorank.yamlfile import did_you_mean
 
 
 class Wait(enum.Enum):

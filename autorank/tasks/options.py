@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from autorank.errors import ConfigError
+from autorank.errors import ConfigError, did_you_mean
 from autorank.tasks.augment import AUGMENTATIONS, ImagePipeline
-from autorank.tasks.factories import near
 
 PIPELINE_KEYS = ("mean", "std", "augment")
 IMAGE_KEYS = (*PIPELINE_KEYS, "image_size", "crop_pct", "channels", "streaming", "workers", "memory_gb")
@@ -100,9 +99,8 @@ def check_keys(args: Mapping[str, Any], allowed: tuple[str, ...], source: str) -
     """Raise ConfigError for a key of ``data_args`` that the source does not know."""
     for key in args:
         if key not in allowed:
-            hint = near(str(key), list(allowed))
             raise ConfigError(
-                f"data_args: {source} does not know {key!r}{hint if hint.startswith('; near') else ''}; "
+                f"data_args: {source} does not know {key!r}{did_you_mean(str(key), allowed)}; "
                 f"allowed: {', '.join(allowed)}"
             )
 

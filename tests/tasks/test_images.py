@@ -256,7 +256,10 @@ def test_hf_without_the_library(monkeypatch):
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        ({"image_sise": 8}, ["does not know 'image_sise'", "near: image_size", "allowed: mean, std, augment"]),
+        (
+            {"image_sise": 8},
+            ["does not know 'image_sise'", "did you mean 'image_size'?", "allowed: mean, std, augment"],
+        ),
         ({"image_size": 0}, ["image_size must be a positive whole number", "not 0"]),
         ({"image_size": [8]}, ["image_size"]),
         ({"augment": "mixup"}, ["augment must be 'none' or 'flip' or 'flip+crop', not 'mixup'"]),
