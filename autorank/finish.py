@@ -9,7 +9,7 @@ from torch import nn
 
 from autorank import measure
 from autorank.evaluate import evaluate
-from autorank.prepare import LAYER_SECONDS, batched
+from autorank.prepare import LAYER_SECONDS
 from autorank.progress import Reporter
 from autorank.trial import TrialContext, TrialRunner, job_of
 from autorank.types import Choice, DenseFigures, FrontPoint, TrialRecord
@@ -57,7 +57,7 @@ def measure_front(
         return tuple(known[record.number] for record in front), known_dense
     runner = TrialRunner(context)
     task, device = context.task, context.device
-    inputs = tuple(x.to(device) for x in batched(task.example_inputs, batch))
+    inputs = tuple(x.to(device) for x in measure.batch_one(task.example_inputs, batch))
 
     def test_score(model: nn.Module) -> float | None:
         return evaluate(model, task, "test", device).score if task.size("test") else None

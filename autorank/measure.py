@@ -60,8 +60,15 @@ def sizes(inputs: tuple[Tensor, ...]) -> str:
     return ", ".join(f"{'×'.join(map(str, x.shape)) or 'scalar'} {str(x.dtype).removeprefix('torch.')}" for x in inputs)
 
 
-def batch_one(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Cut the first dimension of every input to one example.
+def batch_one(inputs: tuple[Tensor, ...], batch: int = 1) -> tuple[Tensor, ...]:
+    """Cut the first dimension of every input to one example, and repeat that example.
+
+    Parameters
+    ----------
+    inputs : tuple of Tensor
+        Example inputs; one without dimensions stays as it is.
+    batch : int
+        How many examples to return.
 
     Raises
     ------
@@ -75,7 +82,7 @@ def batch_one(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             raise ModelError(f"example input {number} must be a tensor, not {type(x).__name__}")
         if x.ndim and not len(x):
             raise ModelError(f"example input {number} has shape {tuple(x.shape)}: it holds no example")
-    return tuple(x[:1].detach() if x.ndim else x.detach() for x in inputs)
+    return tuple(x[:1].detach().repeat_interleave(batch, 0) if x.ndim else x.detach() for x in inputs)
 
 
 @contextmanager
@@ -92,7 +99,9 @@ def parameter_cost(model: nn.Module) -> tuple[int, int]:
     return sum(p.numel() for p in parameters), sum(p.numel() * p.element_size() for p in parameters)
 
 
-def count(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Cost, tuple[tuple[str, int], ...]]:
+def count(
+    model: nn.Module, inputs: tuple[Tensor, ...], device: str | torch.device = "cpu"
+) -> tuple[Cost, tuple[tuple[str, int], ...]]:
     """Count MACs, parameters and bytes of a model for one example.
 
     Parameters
@@ -101,6 +110,8 @@ def count(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Cost, tuple[tup
         Any device and mode; it is not changed.
     inputs : tuple of Tensor
         Inputs of the forward pass, the batch as first dimension; only the first example is used.
+    device : str or torch.device
+        Where a copy of the model is run, for models with operators that not every device has.
 
     Returns
     -------
@@ -114,17 +125,17 @@ def count(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Cost, tuple[tup
     ModelError
         The model cannot be copied or does not run on one example.
     """
-    result = analyse(model, inputs)
+    result = analyse(model, inputs, device)
     return result.cost, result.unsupported
 
 
-def analyse(model: nn.Module, inputs: tuple[Tensor, ...]) -> Count:
+def analyse(model: nn.Module, inputs: tuple[Tensor, ...], device: str | torch.device = "cpu") -> Count:
     """Count like `count`, with the MACs of every module."""
     from fvcore.nn import FlopCountAnalysis
 
     uncounted: Counter[str] = Counter()
-    cut = tuple(x.cpu() for x in batch_one(inputs))
-    wrapped = _TensorsOut(model_copy(model).cpu().eval())
+    cut = tuple(x.to(device) for x in batch_one(inputs))
+    wrapped = _TensorsOut(model_copy(model).to(device).eval())
     analysis = FlopCountAnalysis(wrapped, cut).set_op_handle(**handles(uncounted))
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
     fused = torch.backends.mha.get_fastpath_enabled()
@@ -279,18 +290,20 @@ def _time_layer(
             layer = dense_layer(spec)
         else:
             layer = formats.get(choice.format).layer(spec, choice.rank, choice.options)
-        x = torch.randn(size)
+        layer = layer.to(getattr(torch, spec.dtype))
+        x = torch.randn(size).to(getattr(torch, spec.dtype))
     return time_module(layer, (x,), threads, min_run_time, device).median_ms
 
 
 def dense_layer(spec: LayerSpec) -> nn.Module:
     """Build the dense layer that `spec` describes, freshly initialised; ModelError for a transposed convolution."""
+    dtype = getattr(torch, spec.dtype)
     if spec.kind == "linear":
-        return nn.Linear(spec.in_channels, spec.out_channels, spec.bias)
+        return nn.Linear(spec.in_channels, spec.out_channels, spec.bias).to(dtype)
     classes: dict[str, type[nn.Module]] = {"conv1d": nn.Conv1d, "conv2d": nn.Conv2d, "conv3d": nn.Conv3d}
     if spec.kind not in classes:
         raise ModelError(f"layer {spec.name!r}: a {spec.kind} layer cannot be built from its description")
-    return classes[spec.kind](
+    layer = classes[spec.kind](
         spec.in_channels,
         spec.out_channels,
         spec.kernel,
@@ -301,3 +314,4 @@ def dense_layer(spec: LayerSpec) -> nn.Module:
         groups=spec.groups,
         bias=spec.bias,
     )
+    return layer.to(dtype)  # drawn in float32, as a model that is cast afterwards is

@@ -65,8 +65,9 @@ def spec_of(name: str, module: nn.Module) -> LayerSpec | LeftAlone:
     weight, kind = module.weight, found[1]
     assert isinstance(weight, Tensor)
     bias = module.bias is not None
+    dtype = str(weight.dtype).removeprefix("torch.")
     if isinstance(module, nn.Linear):
-        return LayerSpec(name, kind, tuple(weight.shape), bias=bias)
+        return LayerSpec(name, kind, tuple(weight.shape), bias=bias, dtype=dtype)
     assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
     return LayerSpec(
         name,
@@ -78,6 +79,7 @@ def spec_of(name: str, module: nn.Module) -> LayerSpec | LeftAlone:
         dilation=tuple(module.dilation),
         groups=module.groups,
         bias=bias,
+        dtype=dtype,
     )
 
 

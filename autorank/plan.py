@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from autorank import formats
@@ -51,8 +52,8 @@ def apply(
     Parameters
     ----------
     model : nn.Module
-        Not changed. The copy has its mode, device and number type; each new layer keeps the bias of the dense one and
-        whether it is trained.
+        Not changed. The copy has its mode, device, number type and memory format; each new layer keeps the bias of the
+        dense one and whether it is trained.
     plan : Plan
     specs : sequence of LayerSpec
         Layers of the model's profile; they hold the calls from which MACs are computed (0 without them).
@@ -147,6 +148,10 @@ def _layer(old: nn.Module, spec: LayerSpec, choice: Choice, factors: Factors | N
     assert isinstance(weight, Tensor)
     new = formats.get(choice.format).layer(spec, choice.rank, choice.options, factors)
     new = new.to(weight.device, weight.dtype).train(old.training)
+    layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(weight.ndim)
+    # Where a size is one a weight may look like both; such a layer then follows its model, as the dense one does.
+    if layout is not None and weight.is_contiguous(memory_format=layout) and not weight.is_contiguous():
+        new = new.to(memory_format=layout)  # type: ignore[call-overload]
     for name, parameter in new.named_parameters():
         if name.rpartition(".")[2] == "bias" and isinstance(bias, Tensor):
             parameter.data = bias.detach().clone()  # not by way of the factors' type, where it might lose digits

@@ -256,7 +256,7 @@ def _latencies(
         reporter.step("layer latencies", len(pairs), len(pairs))
 
     table = measure.time_layers(shown(), settings.threads, device, settings.batch, min_run_time=LAYER_SECONDS)
-    inputs = tuple(x.to(device) for x in batched(task.example_inputs, config.latency.batch))
+    inputs = tuple(x.to(device) for x in measure.batch_one(task.example_inputs, config.latency.batch))
     dense = measure.time_module(model.to(device), inputs, settings.threads, device=device).median_ms
     rows = [[name, choice.to_json() if choice else None, ms] for (name, choice), ms in table.items()]
     part = path.with_suffix(".part")
@@ -279,8 +279,3 @@ def available_cores() -> int:
 def default_workers(device: str, threads: int) -> int:
     """Return how many trials to run at a time: the cores divided by a trial's threads, one on a GPU."""
     return 1 if device.startswith("cuda") else max(1, available_cores() // threads)
-
-
-def batched(inputs: tuple[torch.Tensor, ...], batch: int) -> tuple[torch.Tensor, ...]:
-    """Return the example inputs with `batch` examples, repeating the first one."""
-    return tuple(x[:1].expand(batch, *x.shape[1:]).clone() for x in inputs)

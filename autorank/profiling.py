@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -22,7 +23,7 @@ _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm
 _CONTAINERS = (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 
 
-def profile(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> ModelProfile:
+def profile(model: nn.Module, example_inputs: tuple[Tensor, ...], device: str | torch.device = "cpu") -> ModelProfile:
     """Read a model's layers off a forward pass of one example.
 
     Parameters
@@ -31,6 +32,8 @@ def profile(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> ModelProfil
         Any device and mode; it is copied and not changed.
     example_inputs : tuple of Tensor
         Inputs of the forward pass, the batch as first dimension; only the first example is used.
+    device : str or torch.device
+        Where the copy is run, for models with operators that not every device has.
 
     Returns
     -------
@@ -43,11 +46,11 @@ def profile(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> ModelProfil
     ModelError
         The model cannot be copied or does not run on one example.
     """
-    inputs = tuple(x.cpu() for x in batch_one(example_inputs))
+    inputs = tuple(x.to(device) for x in batch_one(example_inputs))
     reading = read(model)
-    copied = model_copy(model).cpu().eval()
+    copied = model_copy(model).to(device).eval()
     calls = _calls(copied, reading.layers, inputs)
-    counted = analyse(copied, inputs)
+    counted = analyse(copied, inputs, device)
 
     left = dict(reading.left_alone)
     layers: dict[str, LayerSpec] = {}

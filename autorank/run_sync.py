@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -99,12 +99,6 @@ class Wanted:
             return self.points
         found = front_of(self.records, self.header.objectives, self.header.constraints)
         return tuple(FrontPoint(record) for record in found)
-
-    def measured_header(self) -> SweepHeader:
-        """Return the header with the dense latency that was measured beside the front."""
-        if self.dense is None or self.dense.latency_ms is None:
-            return self.header
-        return replace(self.header, dense_cost=replace(self.header.dense_cost, latency_ms=self.dense.latency_ms))
 
     def shown(self) -> str:
         """Return a short hash of what figures, tables and files show."""
@@ -240,7 +234,7 @@ class SweepRuns:
                 self.touched.add(child.id)
 
     def _draw(self, wanted: Wanted, front: Sequence[FrontPoint]) -> None:
-        header, records = wanted.measured_header(), wanted.records
+        header, records = wanted.header.measured(wanted.dense), wanted.records
         table = figures.front_table(header, front)
         drawn: dict[str, str | bytes | Path] = {
             "pareto.html": figures.pareto_html(header, records, front),

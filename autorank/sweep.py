@@ -67,14 +67,7 @@ class SearchResult:
         """The front as a table, a row per point."""
         from autorank.figures import front_table
 
-        return front_table(self.measured_header, self.points)
-
-    @property
-    def measured_header(self) -> SweepHeader:
-        """The header with the measured latency of the dense model, where there is one."""
-        if self.dense is None:
-            return self.header
-        return replace(self.header, dense_cost=replace(self.header.dense_cost, latency_ms=self.dense.latency_ms))
+        return front_table(self.header.measured(self.dense), self.points)
 
     @property
     def recommended(self) -> Recommendation:
@@ -168,7 +161,7 @@ class SearchResult:
         target = Path(directory) if directory is not None else self.directory / "exports" / str(point.record.number)
         return export(
             task,
-            self.measured_header,
+            self.header.measured(self.dense),
             point,
             replace(self, _task=task).model(point),
             target,

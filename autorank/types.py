@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 Scalar = str | int | float | bool
@@ -66,6 +66,8 @@ class LayerSpec:
     bias : bool
     calls : tuple of CallSize
         The calls seen in one forward pass of one example; empty when the spec was read off a module without running it.
+    dtype : str
+        Number type of the weight, as PyTorch names it without ``torch.``.
     """
 
     name: str
@@ -78,6 +80,7 @@ class LayerSpec:
     groups: int = 1
     bias: bool = False
     calls: tuple[CallSize, ...] = ()
+    dtype: str = "float32"
 
     @property
     def out_channels(self) -> int:
@@ -473,14 +476,6 @@ class DenseFigures:
 
 
 @dataclass(frozen=True, slots=True)
-class Front:
-    """The non-dominated records for named objectives, best score first."""
-
-    objectives: tuple[Objective, ...]
-    points: tuple[FrontPoint, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class LayerCost:
     """MACs (for one example, over all calls of the layer) and parameters (bias included) of one decomposed layer."""
 
@@ -554,6 +549,12 @@ class SweepHeader:
     left_alone: tuple[LeftAlone, ...] = ()
     fingerprint: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+
+    def measured(self, dense: DenseFigures | None) -> SweepHeader:
+        """Return the header with the dense latency that was measured beside the front, where there is one."""
+        if dense is None or dense.latency_ms is None:
+            return self
+        return replace(self, dense_cost=replace(self.dense_cost, latency_ms=dense.latency_ms))
 
     def to_json(self) -> dict[str, Any]:
         """Return a plain dictionary."""

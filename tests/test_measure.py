@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -259,3 +260,61 @@ def test_every_format_can_be_timed() -> None:
     supported = [name for name in formats.names() if formats.get(name).supports(spec) is None]
     pairs = [(spec, Choice(name, (1,) * len(formats.get(name).max_rank(spec)))) for name in supported]
     assert len(time_layers(pairs, min_run_time=0.001)) == len(supported) >= 3
+
+
+def test_a_batch_repeats_the_first_example_and_leaves_what_has_no_dimension() -> None:
+    x, scalar = torch.arange(6.0).reshape(2, 3), torch.tensor(4.0)
+    for batch in (1, 5):
+        rows, same = batch_one((x, scalar), batch)
+        assert torch.equal(rows, x[:1].expand(batch, 3))
+        assert rows.is_contiguous()
+        assert torch.equal(same, scalar)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+def test_layers_are_timed_in_the_models_number_type(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    timed: list[tuple[set[torch.dtype], torch.dtype]] = []
+    real = measure.time_module
+
+    def time_one(module: nn.Module, inputs: tuple[torch.Tensor, ...], *rest: Any) -> Any:
+        timed.append(({p.dtype for p in module.parameters()}, inputs[0].dtype))
+        return real(module, inputs, *rest)
+
+    monkeypatch.setattr(measure, "time_module", time_one)
+    model = nn.Sequential(nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(32, 8)).to(dtype)
+    specs = profile(model, (torch.randn(1, 8, 4, 4).to(dtype),)).layers
+    assert {spec.dtype for spec in specs} == {str(dtype).removeprefix("torch.")}
+    time_layers(
+        [(spec, choice) for spec in specs for choice in (None, Choice("channel_svd", (2,)))], min_run_time=0.001
+    )
+    assert timed == [({dtype}, dtype)] * 4
+    assert {p.dtype for spec in specs for p in measure.dense_layer(spec).parameters()} == {dtype}
+
+
+class OnlyOn(nn.Module):
+    """A model that runs only where it has been moved to, as one with a device's own operators does."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self.device, self.now, self.conv = torch.device(device), torch.device("cpu"), nn.Conv2d(8, 8, 3)
+
+    def to(self, device: Any) -> OnlyOn:  # type: ignore[override]
+        self.now = torch.device(device)
+        return super().to(device)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.now != self.device:
+            raise RuntimeError(f"no such operator on {self.now}")
+        return self.conv(x)
+
+
+# Every PyTorch knows the CPU by two names.
+@pytest.mark.parametrize("device", ["cpu:0", *(["cuda:0"] if torch.cuda.is_available() else [])])
+def test_models_that_run_on_one_device_only_are_counted_and_profiled_there(device: str) -> None:
+    model, plain, inputs = OnlyOn(device), OnlyOn("cpu"), (torch.randn(2, 8, 5, 5),)
+    for use in (count, profile):
+        with pytest.raises(ModelError, match="no such operator on cpu"):
+            use(model, inputs)
+    assert count(model, inputs, device) == count(plain, inputs)
+    assert profile(model, inputs, device) == profile(plain, inputs)
+    assert model.now == torch.device("cpu")

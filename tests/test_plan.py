@@ -345,3 +345,23 @@ def test_a_layer_of_zeros() -> None:
     changed, (result,) = apply(model, Plan.of({"0": CHANNEL}))
     assert result.weight_error == 0
     assert torch.equal(changed(torch.randn(3, 16)), model[0].bias.expand(3, 16))
+
+
+@pytest.mark.parametrize("how", ["apply", "build"])
+@pytest.mark.parametrize("d", [2, 3])
+def test_the_memory_format_of_the_weights_is_kept(d: int, how: str) -> None:
+    layout = {2: torch.channels_last, 3: torch.channels_last_3d}[d]
+    convolution = {2: nn.Conv2d, 3: nn.Conv3d}[d]
+    plan = Plan.of({"0": Choice("tucker2", (6, 5)), "2": Choice("channel_svd", (4,))})
+    for last in (True, False):
+        model = nn.Sequential(convolution(8, 8, 3, padding=1), nn.ReLU(), convolution(8, 8, 3, padding=1))
+        model = model.to(memory_format=layout) if last else model  # type: ignore[call-overload]
+        changed = apply(model, plan)[0] if how == "apply" else build(model, plan)
+        kernels = [p for p in changed.parameters() if p.ndim > 1 and max(p.shape[2:]) > 1]
+        assert len(kernels) == 2
+        assert all(p.is_contiguous(memory_format=layout) == last for p in kernels)
+        x = torch.randn(2, 8, *[5] * d)
+        y = changed(x.contiguous(memory_format=layout) if last else x)
+        if d == 2:  # in three dimensions PyTorch's own layers do not keep it on the CPU
+            assert y.is_contiguous(memory_format=layout) == last
+        torch.testing.assert_close(y, changed.to(memory_format=torch.contiguous_format)(x))

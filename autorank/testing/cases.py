@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from autorank.measure import dense_layer
 from autorank.solvers.whitening import LayerStats, collect
 from autorank.types import CallSize, Kind, LayerSpec
 
@@ -66,26 +67,11 @@ def random(shape: tuple[int, ...], seed: int) -> Tensor:
 
 def dense(spec: LayerSpec, weight: Tensor, bias: Tensor | None = None) -> nn.Module:
     """Return PyTorch's own layer with this weight and bias."""
-    module: nn.Module
-    if spec.kind == "linear":
-        module = nn.Linear(spec.in_channels, spec.out_channels, bias=spec.bias)
-    else:
-        module = _DENSE[spec.kind](
-            spec.in_channels,
-            spec.out_channels,
-            spec.kernel,  # type: ignore[arg-type]
-            stride=spec.stride,  # type: ignore[arg-type]
-            padding=spec.padding,  # type: ignore[arg-type]
-            dilation=spec.dilation,  # type: ignore[arg-type]
-            groups=spec.groups,
-            bias=spec.bias,
-            padding_mode=spec.padding_mode,  # type: ignore[arg-type]
-        )
-    module = module.to(weight.dtype)
+    module = dense_layer(spec).to(weight.dtype)
     with torch.no_grad():
-        module.weight.copy_(weight)
+        module.weight.copy_(weight)  # type: ignore[operator]
         if bias is not None:
-            module.bias.copy_(bias)  # type: ignore[union-attr]
+            module.bias.copy_(bias)  # type: ignore[operator]
     return module
 
 
