@@ -56,10 +56,10 @@ def group_of(record: TrialRecord) -> str:
 
 
 def counted(number: float) -> str:
-    """Return a count in short: ``1.23 M``."""
-    for size, letter in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+    """Return a count in short: 40,551,040 as ``40.55 M``."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if number >= size:
-            return f"{number / size:.3g}{letter}"
+            return f"{number / size:.2f} {letter}"
     return f"{number:.0f}"
 
 

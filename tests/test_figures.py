@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from autorank import figures
-from autorank.captions import group_of, plan_text, score_label
+from autorank.captions import counted, group_of, plan_text, score_label
 from autorank.front import front_of, hypervolume, knee, recommend, reference_point, values
 from autorank.run_values import public, without_secrets
 from autorank.scene import OKABE_ITO, hypervolumes, scene
@@ -316,3 +316,11 @@ def test_importing_figures_imports_no_drawing_library():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(7, "7"), (999, "999"), (1000, "1.00 k"), (999_600, "999.60 k"), (40_551_040, "40.55 M"), (4.1e9, "4.10 G")],
+)
+def test_counts_in_short(number, text):
+    assert counted(number) == text
