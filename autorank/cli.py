@@ -93,7 +93,7 @@ def search(
     workers: Workers = None,
     tracking_uri: TrackingUri = None,
     max_drop: Annotated[
-        float | None, typer.Option(help="Points of score that the recommended model may lose (default 1.0).")
+        float | None, typer.Option(help="Score that the recommended model may lose (default: 1 point of accuracy).")
     ] = None,
     quiet: Quiet = False,
 ) -> None:
@@ -221,9 +221,13 @@ def export(
 
     Without --point, --max-drop, --min-score or --max-macs the recommended point is written.
     """
+    from autorank.show import print_choice
     from autorank.sweep import open_sweep
 
-    result = open_sweep(sweep).export(
+    found = open_sweep(sweep)
+    rule = {"point": point, "max_drop": max_drop, "min_score": min_score, "max_macs": max_macs}
+    print_choice(found, found.best(**rule))  # type: ignore[arg-type]
+    result = found.export(
         out,
         formats=[name.strip() for name in formats.split(",") if name.strip()],
         overwrite=overwrite,
@@ -233,7 +237,9 @@ def export(
         min_score=min_score,
         max_macs=max_macs,
     )
-    typer.echo(f"exported to {result.directory}")
+    failed = [check for check in result.checks if not check.passed]
+    said = f"{len(failed)} of {len(result.checks)} checks failed, see report.md" if failed else "all checks passed"
+    typer.echo(f"exported to {result.directory}: {said}")
 
 
 @app.command()
@@ -277,6 +283,8 @@ def _print_result(result: Any) -> None:
     from autorank.show import print_result
 
     print_result(result)
+    if result.ended == "interrupted":
+        raise typer.Exit(130)
 
 
 def _pairs(items: list[str] | None, flag: str) -> dict[str, Any] | None:

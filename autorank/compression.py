@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from autorank.errors import PlanError
+from autorank.errors import ModelError, PlanError
 from autorank.plan import apply, check
 from autorank.profiling import profile
 from autorank.solvers import whitening
@@ -18,7 +18,7 @@ from autorank.types import Plan
 
 
 def compress(
-    model: nn.Module,
+    model: nn.Module | Callable[[], nn.Module],
     plan: Plan | Mapping[str, Any] | str | Path,
     *,
     calibration: Iterable[torch.Tensor | tuple[torch.Tensor, ...]] | None = None,
@@ -29,7 +29,7 @@ def compress(
 
     Parameters
     ----------
-    model : nn.Module
+    model : nn.Module, or a function that makes it
     plan : Plan, mapping or path
         A plan, its JSON form, or a ``plan.json``.
     calibration : iterable of Tensor or tuple of Tensor, optional
@@ -46,6 +46,10 @@ def compress(
         The plan does not fit the model, or it whitens and there is no calibration data.
     """
     plan = as_plan(plan)
+    if not isinstance(model, nn.Module):
+        model = model() if callable(model) else model
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"compress takes a torch.nn.Module or a function that makes one, not {type(model).__name__}")
     check(model, plan)
     stats = None
     whitened = [name for name, choice in plan.layers if choice.option("whiten", "none") != "none"]
@@ -58,7 +62,12 @@ def compress(
         batches = [batch if isinstance(batch, tuple) else (batch,) for batch in calibration]
         if not batches:
             raise PlanError("calibration has no batch; give at least one batch of model inputs")
-        specs = [spec for spec in profile(model, batches[0]).layers if spec.name in whitened]
+        try:
+            specs = [spec for spec in profile(model, batches[0]).layers if spec.name in whitened]
+        except ModelError as error:
+            raise PlanError(
+                f"calibration must give batches of model inputs, a tensor or a tuple of them (no labels): {error}"
+            ) from None
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         stats = whitening.collect(model, specs, batches, str(device))
     return apply(model, plan, stats=stats)[0]
@@ -82,5 +91,7 @@ def as_plan(plan: Plan | Mapping[str, Any] | str | Path) -> Plan:
     try:
         return Plan.from_json(plan)
     except (KeyError, TypeError, ValueError) as error:
-        said = f"no key {error}" if isinstance(error, KeyError) and "unknown" not in str(error) else str(error)
+        said = str(error.args[0]) if error.args else str(error)
+        if isinstance(error, KeyError) and "unknown" not in said:
+            said = f"it has no key {said!r}"
         raise PlanError(f"{where} is not a plan: {said}") from None

@@ -77,7 +77,7 @@ class SweepConfig(_Section):
     pruning: PruningConfig = PruningConfig()
     latency: LatencyConfig = LatencyConfig()
     calibration: int = Field(512, ge=1)
-    max_drop: float = Field(1.0, ge=0)
+    max_drop: float | None = Field(None, ge=0)
 
     @field_validator("max_time", mode="before")
     @classmethod

@@ -88,6 +88,8 @@ class Driver:
             schedule = self._schedule(prepared)
             if self.resumed is None:
                 self.journal.write_header(prepared.header)
+            for warning in _doubts(self.task, prepared.header):
+                self.reporter.say(f"note: {warning}")
             self.tracker = self._tracker(prepared.header)
             try:
                 times.append(time.perf_counter())
@@ -224,6 +226,27 @@ class Driver:
         return f"{said}; run more with `autorank resume {self.directory} --trials {2 * self.config.trials}`" + (
             ", or loosen the constraint" if bounds else ""
         )
+
+
+def _doubts(task: Task, header: SweepHeader) -> list[str]:
+    """Return what may make the sweep's figures worthless, for accuracies only: no other metric has a known scale."""
+    if header.metric != "accuracy":
+        return []
+    found = []
+    classes = getattr(task, "classes", 0)
+    if classes and header.dense.score < 1.5 * 100 / classes:
+        found.append(
+            f"the dense model scores {header.dense.score:.1f} %, about chance for {classes} classes: "
+            "are its trained weights loaded (--weights)?"
+        )
+    allowed = float(header.config["max_drop"] or 0.0)
+    if header.dense.examples and 100 / header.dense.examples > allowed:
+        found.append(
+            f"the validation split has {header.dense.examples} examples, so one of them is worth "
+            f"{100 / header.dense.examples:.1f} points: a drop of {allowed:g} cannot be told from chance; "
+            "a larger split (--validation) can"
+        )
+    return found
 
 
 class _Interruptible:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -63,7 +64,7 @@ class TrialError(AutorankError):
 
 def describe(error: BaseException) -> str:
     """Return type and message of a foreign error in one line, short enough to stand in a message of ours."""
-    text = " ".join(str(error).split())
+    text = re.sub(r" ?<_io\.BytesIO[^>]*>", "", " ".join(str(error).split()))
     return f"{type(error).__name__}: {text[:300]}{'…' if len(text) > 300 else ''}" if text else type(error).__name__
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from autorank.errors import ConfigError, EmptyFrontError
 from autorank.objectives import COSTS, parse_constraint, parse_objectives
 from autorank.pareto import hypervolume, knee, non_dominated, point_dominates
-from autorank.types import Constraint, Direction, Evaluation, Fidelity, FrontPoint, Objective, TrialRecord
+from autorank.types import Constraint, Direction, Evaluation, Fidelity, FrontPoint, Objective, SweepHeader, TrialRecord
 
 __all__ = [
     "COSTS",
@@ -155,12 +155,17 @@ def _cheapest(records: Sequence[TrialRecord], cost: str, direction: Direction) -
     return min(records, key=key)
 
 
+def score_text(score: float) -> str:
+    """Return a score with two decimals, or with four digits where two decimals would hide what it is."""
+    return f"{score:.2f}" if abs(score) >= 10 or score == 0 else f"{score:.4g}"
+
+
 def _said(record: TrialRecord, cost: str, dense: float | None = None) -> str:
     """Describe a record: ``88.40 → 87.90, 0.48 of the MACs``."""
-    score = "no score" if record.score is None else f"{record.score:.2f}"
+    score = "no score" if record.score is None else score_text(record.score)
     value = record.value(cost)
     share = "" if value is None else f", {value:.2f} {WORDS[cost]}"
-    return (f"{dense:.2f} → " if dense is not None else "") + score + share
+    return (f"{score_text(dense)} → " if dense is not None else "") + score + share
 
 
 def recommend(
@@ -169,6 +174,7 @@ def recommend(
     direction: Direction = "max",
     max_drop: float = 1.0,
     objectives: Sequence[Objective] = (),
+    unit: str = "points",
 ) -> Recommendation:
     """Pick the cheapest record that loses at most `max_drop` points against the dense model, else the knee.
 
@@ -183,6 +189,8 @@ def recommend(
         Largest loss of score, in the metric's own unit, that still counts as close to the dense model.
     objectives : sequence of Objective
         The cost is the first objective that is not the score; ``macs_kept`` when none is given.
+    unit : str
+        What the score is counted in, for the reason; empty for a metric without a name for it.
 
     Returns
     -------
@@ -200,16 +208,31 @@ def recommend(
     if not scored:
         raise EmptyFrontError("no complete trial to recommend: no trial of this sweep finished with a score")
     cost = _cost_name(objectives)
+    drop = f"{max_drop:.3g} {unit}".strip()
     near = [r for r in scored if _loss(r, dense_score, direction) <= max_drop + _SLACK]
     if near:
         best = _cheapest(near, cost, direction)
-        how = f"cheapest of the points that lose at most {max_drop:g} points against the dense model"
+        how = f"cheapest of the points that lose at most {drop} against the dense model"
         return Recommendation(best, f"{how} ({_said(best, cost, dense_score)})")
     points = [(r.score, r.value(cost)) for r in scored]
     usable = any(_finite(value) for _, value in points)
     best = scored[knee(points, (direction, "min"))] if usable else max(scored, key=lambda r: _gain(r.score, direction))
-    how = f"the knee of the front, as no point loses at most {max_drop:g} points against the dense model"
+    how = f"the knee of the front, as no point loses at most {drop} against the dense model"
     return Recommendation(best, f"{how} ({_said(best, cost, dense_score)})")
+
+
+def recommended(header: SweepHeader, records: Iterable[TrialRecord]) -> Recommendation:
+    """Pick what `recommend` picks by the sweep's own settings: its objectives, and how much score may be lost."""
+    drop = header.config.get("max_drop")
+    if not (isinstance(drop, int | float) and math.isfinite(drop) and drop >= 0):
+        drop = default_drop(header.metric, header.dense.score)
+    unit = "points" if header.metric == "accuracy" else ""
+    return recommend(records, header.dense.score, header.direction, drop, header.objectives, unit)
+
+
+def default_drop(metric: str, dense_score: float) -> float:
+    """Return the loss of score that counts as small: one point of accuracy, else 2 % of the dense score."""
+    return 1.0 if metric == "accuracy" else 0.02 * abs(dense_score)
 
 
 _SLACK = 1e-9

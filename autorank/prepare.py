@@ -18,6 +18,7 @@ from autorank import measure
 from autorank.config import SweepConfig
 from autorank.errors import AutorankError, ConfigError, ModelError, SweepError, describe
 from autorank.evaluate import evaluate
+from autorank.front import default_drop
 from autorank.objectives import parse_constraint, parse_objectives
 from autorank.profiling import profile as profile_model
 from autorank.progress import Reporter
@@ -93,7 +94,7 @@ def prepare(
     threads = torch.get_num_threads()
     model = task.model()
     reporter.step("profile", 0, 1)
-    profile = profile_model(model, task.example_inputs)
+    profile = profile_model(model, task.example_inputs, device)
     space = build_space(file, profile)
     reporter.step("profile", 1, 1)
 
@@ -137,7 +138,11 @@ def prepare(
         # Not the directory's name alone: two people's sweeps/net may share one MLflow.
         sweep_id=f"{directory.resolve().name}-{secrets.token_hex(3)}",
         created=time.time(),
-        config={**config.model_dump(mode="json"), "space": file.model_dump(mode="json", exclude_none=True)},
+        config={
+            **config.model_dump(mode="json"),
+            "space": file.model_dump(mode="json", exclude_none=True),
+            "max_drop": default_drop(task.metric_name, dense.score) if config.max_drop is None else config.max_drop,
+        },
         metric=task.metric_name,
         direction=task.direction,
         objectives=objectives,
@@ -222,7 +227,7 @@ def _statistics(
             yield batch.inputs
             reporter.step(what, min(done + 1, total), total)
 
-    whitening.save(whitening.collect(model, specs, inputs(), device), path)
+    whitening.save(whitening.collect(model, specs, inputs(), device, examples=config.calibration), path)
     return path
 
 

@@ -16,7 +16,7 @@ from typing import Protocol
 from autorank import figures, run_values
 from autorank.front import front_of
 from autorank.run_values import NUMBER, PARENT, RECOMMENDED, ROLE, STATE, SWEEP_ID, RunValues
-from autorank.scene import hypervolumes, recommended
+from autorank.scene import hypervolumes, pick
 from autorank.types import DenseFigures, FrontPoint, SweepHeader, TrialRecord
 
 _HEADER = "autorank.header"
@@ -211,10 +211,10 @@ class SweepRuns:
             self.volumes = len(pairs)
 
     def _sync_front(self, wanted: Wanted, front: Sequence[FrontPoint]) -> None:
-        pick = recommended(wanted.header, [point.record for point in front])
+        choice = pick(wanted.header, [point.record for point in front])
         self._mark("front", {point.record.number for point in front})
-        self._mark("recommended", {pick.number} if pick else set())
-        self._update(self.parent, {}, {RECOMMENDED: str(pick.number)} if pick else {})
+        self._mark("recommended", {choice.number} if choice else set())
+        self._update(self.parent, {}, {RECOMMENDED: str(choice.number)} if choice else {})
         for point in wanted.points or ():
             child = self.children.get(point.record.number)
             if child is not None:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from autorank.captions import COST_LABELS, UNITS, clean, cost_label, counted, group_of, hover, score_label
-from autorank.front import eligible, front_of, hypervolume, knee, non_dominated, recommend, reference_point, values
+from autorank.errors import EmptyFrontError
+from autorank.front import eligible, front_of, hypervolume, knee, non_dominated, recommended, reference_point, values
 from autorank.types import Direction, Fidelity, FrontPoint, Objective, SweepHeader, TrialRecord
 
 Kind = Literal["full", "partial", "pruned"]
@@ -107,14 +108,12 @@ def records_of(front: Sequence[TrialRecord | FrontPoint]) -> tuple[TrialRecord, 
     return tuple(p.record if isinstance(p, FrontPoint) else p for p in front)
 
 
-def recommended(header: SweepHeader, front: Sequence[TrialRecord]) -> TrialRecord | None:
-    """Return the recommended record of a front for the sweep's own `max_drop`; None for a front without a score."""
-    scored = [r for r in front if r.status == "complete" and r.score is not None and math.isfinite(r.score)]
-    if not scored:
+def pick(header: SweepHeader, front: Sequence[TrialRecord]) -> TrialRecord | None:
+    """Return the recommended record of a front; None for a front without a score."""
+    try:
+        return recommended(header, front).record
+    except EmptyFrontError:
         return None
-    drop = header.config.get("max_drop", 1.0)
-    drop = float(drop) if isinstance(drop, int | float) and math.isfinite(drop) and drop >= 0 else 1.0
-    return recommend(scored, header.dense.score, header.direction, drop, header.objectives).record
 
 
 def hypervolumes(header: SweepHeader, records: Sequence[TrialRecord]) -> tuple[float, ...]:
@@ -216,7 +215,7 @@ def scene(header: SweepHeader, records: Sequence[TrialRecord], front: Sequence[T
     on_front = [mark for mark in marks if mark.on_front]
     dense = (1.0, header.dense.score if up.name == "score" else 1.0)
     wanted = [(m.x, m.y) for m in on_front] + [dense]
-    pick = recommended(header, members)
+    choice = pick(header, members)
     bend = _knee(header, members)
     step = 0.02 * (abs(header.dense.score) or 1.0) if up.name == "score" else 0.05
     upward = clean(header.metric, 40) if up.name == "score" else COST_LABELS[up.name]
@@ -236,7 +235,7 @@ def scene(header: SweepHeader, records: Sequence[TrialRecord], front: Sequence[T
         dense=dense,
         y_direction=up.direction,
         knee=by_number.get(bend.number) if bend else None,
-        recommended=by_number.get(pick.number) if pick else None,
+        recommended=by_number.get(choice.number) if choice else None,
     )
 
 

@@ -7,24 +7,31 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from autorank.captions import counted
 from autorank.errors import AutorankError, ConfigError
+from autorank.front import score_text
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
     from autorank.sweep import SearchResult
-    from autorank.types import ModelProfile
+    from autorank.types import FrontPoint, ModelProfile
 
 
 def _print(*renderables: object) -> None:
     """Print to standard output, wide enough for the tables when it is not a terminal."""
     from rich.console import Console
 
-    console = Console() if sys.stdout.isatty() else Console(width=140)
+    _write(Console() if sys.stdout.isatty() else Console(width=140), renderables)
+
+
+def _write(console: Console, renderables: Sequence[object]) -> None:
     for item in renderables:
-        console.print(item, highlight=False, markup=False, soft_wrap=True) if isinstance(item, str) else console.print(
-            item
-        )
+        if isinstance(item, str):
+            console.print(item, highlight=False, markup=False, soft_wrap=True)
+        else:
+            console.print(item)
 
 
 def table(title: str, columns: Sequence[tuple[str, bool]], rows: Sequence[Sequence[str]]) -> Table:
@@ -38,14 +45,6 @@ def table(title: str, columns: Sequence[tuple[str, bool]], rows: Sequence[Sequen
     for row in rows:
         result.add_row(*(escape(cell) for cell in row))
     return result
-
-
-def count(value: float) -> str:
-    """Return 40,551,040 as ``40.55 M``."""
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= size:
-            return f"{value / size:.2f} {unit}"
-    return f"{value:.0f}"
 
 
 def print_profile(
@@ -107,19 +106,19 @@ def _print_profile(result: ModelProfile, candidates: Mapping[str, int] | None) -
             "×".join(map(str, spec.weight_shape)),
             "×".join(map(str, spec.stride)),
             ", ".join("×".join(map(str, call.output)) or "1" for call in spec.calls),
-            count(spec.macs),
+            counted(spec.macs),
             f"{100 * spec.macs / max(dense.macs, 1):.1f} %",
-            count(spec.params),
+            counted(spec.params),
             f"{100 * spec.params / max(dense.params, 1):.1f} %",
         ]
         rows.append(row + ([str(candidates.get(spec.name, 0))] if candidates is not None else []))
     _print(table(f"{len(rows)} layers that can be decomposed", columns, rows))
     if result.left_alone:
-        rows = [[item.name, item.type, count(item.params), item.reason] for item in result.left_alone]
+        rows = [[item.name, item.type, counted(item.params), item.reason] for item in result.left_alone]
         _print("", table("left alone", [("layer", False), ("type", False), ("params", True), ("why", False)], rows))
     _print(
         "",
-        f"the whole model: {count(dense.macs)} MACs, {count(dense.params)} parameters, {count(dense.bytes)}B "
+        f"the whole model: {counted(dense.macs)} MACs, {counted(dense.params)} parameters, {counted(dense.bytes)}B "
         "(for one example; normalisation layers not counted)",
     )
     if result.unsupported_ops:
@@ -150,13 +149,13 @@ def _front_tables(result: SearchResult) -> list[object]:
     columns = [("", False), ("point", True), (f"validation {header.metric}{unit}", True), ("before tuning", True)]
     shown = ["macs_kept", "params_kept"]
     shown += [o.name for o in header.objectives if o.name not in ("score", *shown)]
-    columns += [("test", True), *((name.replace("_", " ").replace("macs", "MACs"), True) for name in shown)]
+    columns += [("test", True), *((_heading(name), True) for name in shown)]
     columns += [("latency ms", True), ("slower layers", True), ("formats", False)]
     rows = [
         [
             "",
             "dense",
-            f"{header.dense.score:.2f}",
+            score_text(header.dense.score),
             "",
             _number(dense.test_score if dense else None),
             *("1.000" for _ in shown),
@@ -183,22 +182,79 @@ def _front_tables(result: SearchResult) -> list[object]:
     return [table(f"front of {header.sweep_id}: {len(result.records)} trials", columns, rows)]
 
 
+def _heading(name: str) -> str:
+    """Return the heading of a cost; a latency among the objectives is the table's prediction, not a measurement."""
+    text = name.replace("_", " ").replace("macs", "MACs")
+    return f"{text}, predicted" if name == "latency_kept" else text
+
+
 def print_result(result: SearchResult) -> None:
     """Print the end of a sweep: why it ended, the front, the recommendation, and what to do next."""
+    _print(*_result(result))
+
+
+def summary(result: SearchResult) -> str:
+    """Return what `print_result` prints, as text."""
+    import io
+
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), width=140)
+    _write(console, _result(result))
+    text: str = console.file.getvalue()  # type: ignore[attr-defined]
+    return "\n".join(line.rstrip() for line in text.splitlines())
+
+
+def _result(result: SearchResult) -> list[object]:
+    header = result.header
     failed = sum(record.status == "failed" for record in result.records)
     pruned = sum(record.status == "pruned" for record in result.records)
     extra = "".join(f", {n} {what}" for n, what in ((pruned, "stopped early"), (failed, "failed")) if n)
-    _print(f"{result.ended}: {len(result.records)} trials{extra}", "", *_front_tables(result), "")
+    done = f"{len(result.records)} of {header.config.get('trials', len(result.records))} trials{extra}"
+    lines: list[object] = [f"{result.ended or 'still running'}: {done}", "", *_front_tables(result), ""]
     if result.points:
         advice = result.recommended
-        _print(f"recommended: point {advice.record.number}: {advice.reason}")
         point = next(p for p in result.points if p.record.number == advice.record.number)
-        if point.slower_layers:
-            _print(f"slower than their dense originals on this machine: {', '.join(point.slower_layers)}")
-        _print(*_broken_promises(result))
-        _print(f"export it:   autorank export {result.directory}")
+        lines.append(f"recommended: point {advice.record.number}: {advice.reason}")
+        lines += _doubts(result, point)
+    if result.ended in ("interrupted", "time limit reached"):
+        lines.append(f"go on:       autorank resume {result.directory}")
+    if result.points:
+        lines.append(f"export it:   autorank export {result.directory}")
     if result.ui_command:
-        _print(f"look at it:  {result.ui_command}")
+        lines.append(f"look at it:  {result.ui_command}")
+    return lines
+
+
+def _doubts(result: SearchResult, point: FrontPoint) -> list[str]:
+    """Say what speaks against the recommended point, and which points break a bound now that they are measured."""
+    header, dense = result.header, result.dense
+    notes = []
+    if point.slower_layers:
+        notes.append(f"note: slower than their dense originals on this machine: {', '.join(point.slower_layers)}")
+    if dense and dense.latency_ms and point.latency_ms and point.latency_ms > dense.latency_ms:
+        times = point.latency_ms / dense.latency_ms
+        notes.append(f"note: as a whole it takes {times:.2f} times as long as the dense model on this machine")
+    if dense and dense.test_score is not None and point.test_score is not None:
+        sign = 1 if header.direction == "max" else -1
+        lost = sign * (dense.test_score - point.test_score)
+        allowed = float(header.config.get("max_drop") or 0.0)
+        if lost > 2 * allowed:
+            notes.append(
+                f"note: on test data it loses {score_text(lost)} ({score_text(dense.test_score)} → "
+                f"{score_text(point.test_score)}), more than the validation data let expect"
+            )
+    return notes + _broken_promises(result)
+
+
+def print_choice(result: SearchResult, point: FrontPoint) -> None:
+    """Say which point is exported."""
+    record = point.record
+    scores = f"{score_text(result.header.dense.score)} → {_number(record.score)}"
+    _print(
+        f"point {record.number}: {result.header.metric} {scores} on validation data, "
+        f"{record.kept['macs_kept']:.3f} of the MACs, {record.kept['params_kept']:.3f} of the parameters"
+    )
 
 
 def _broken_promises(result: SearchResult) -> list[str]:
@@ -206,7 +262,8 @@ def _broken_promises(result: SearchResult) -> list[str]:
     dense = result.dense.latency_ms if result.dense else None
     bounds = [c for c in result.header.constraints if c.name == "latency_kept"]
     return [
-        f"point {point.record.number}: measured at {point.latency_ms / dense:.2f} of the dense latency, beyond {bound}"
+        f"note: point {point.record.number} was measured at {point.latency_ms / dense:.2f} of the dense latency, "
+        f"beyond {bound}"
         for bound in bounds
         for point in result.points
         if dense and point.latency_ms and bound.violation(point.latency_ms / dense) > 0
@@ -226,7 +283,7 @@ def print_spaces(name: str | None) -> None:
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"
+    return "" if value is None else score_text(value)
 
 
 def _latency(median: float | None, spread: float | None) -> str:

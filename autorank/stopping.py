@@ -57,7 +57,7 @@ def interrupts(stop: StopSignal, say: Callable[[str], None]) -> Iterator[None]:
             say("stopped now; everything that finished is saved: `autorank resume` goes on")
             raise KeyboardInterrupt
         stop.interrupt()
-        say("stopping: the running trials are finished and saved (press Ctrl-C again to stop now)")
+        say("stopping once the running trials are finished (press Ctrl-C again to stop now; finished trials are safe)")
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

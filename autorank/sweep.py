@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from autorank.config import SweepConfig, make_config, merged, rooted
 from autorank.driver import Driver
 from autorank.errors import ConfigError, SweepError
-from autorank.front import Recommendation, front_of, recommend, select
+from autorank.front import Recommendation, front_of, recommended, select
 from autorank.journal import FILE_NAME, Journal, read
 from autorank.prepare import default_workers, prepare, resolve_device
 from autorank.progress import Reporter, Silent, open_reporter
@@ -72,13 +72,13 @@ class SearchResult:
     @property
     def recommended(self) -> Recommendation:
         """The recommended point and why; EmptyFrontError when there is no point."""
-        return recommend(
-            [point.record for point in self.points],
-            self.header.dense.score,
-            self.header.direction,
-            float(self.header.config.get("max_drop", 1.0)),
-            self.header.objectives,
-        )
+        return recommended(self.header, [point.record for point in self.points])
+
+    def __str__(self) -> str:
+        """Return what the command line prints at the end: the front, the recommendation, what to do next."""
+        from autorank.show import summary
+
+        return summary(self)
 
     def best(
         self,
@@ -139,7 +139,10 @@ class SearchResult:
         formats: Sequence[str] = ("safetensors", "pt2", "onnx"),
         overwrite: bool = False,
         say: Callable[[str], None] | None = None,
-        **rule: Any,
+        point: int | str | None = None,
+        max_drop: float | None = None,
+        min_score: float | None = None,
+        max_macs: float | None = None,
     ) -> ExportResult:
         """Write the chosen point as files that other programs load, each checked after writing.
 
@@ -152,18 +155,19 @@ class SearchResult:
             Replace an earlier export.
         say : callable, optional
             Gets a line per file.
-        **rule
+        point, max_drop, min_score, max_macs
             As for `best`.
         """
         from autorank.export import export
 
-        point, task = self.best(**rule), self._need_task()
-        target = Path(directory) if directory is not None else self.directory / "exports" / str(point.record.number)
+        chosen = self.best(point=point, max_drop=max_drop, min_score=min_score, max_macs=max_macs)
+        task = self._need_task()
+        target = Path(directory) if directory is not None else self.directory / "exports" / str(chosen.record.number)
         return export(
             task,
             self.header.measured(self.dense),
-            point,
-            replace(self, _task=task).model(point),
+            chosen,
+            replace(self, _task=task).model(chosen),
             target,
             formats=tuple(formats),
             overwrite=overwrite,
@@ -195,8 +199,16 @@ def search(
     progress : bool
         Show a progress bar on standard error.
     **settings
-        The fields of `autorank.config.SweepConfig`: space, strategy, trials, max_time, objectives, constraints, seed,
-        device, executor, workers, sweep_dir, recovery, pruning, …
+        space : str or mapping, a shipped name, a YAML file, or what it would hold ("default");
+        strategy : name, or {"name": …, "options": {…}} ("tpe");
+        trials : int (40); max_time : seconds or text such as "30m"; seed : int (0);
+        objectives : two or three names ("score,macs"); constraints : texts such as "macs_kept<=0.5";
+        recovery : the fine-tune, a mapping of `autorank.recover.Recovery`'s fields (steps 100, lr 0.02, …);
+        pruning : {"patience": 3, "margin": 2.0}; latency : {"batch": 1, "threads": 1};
+        calibration : examples for layer statistics (512); max_drop : score that the recommended point may lose;
+        device : "auto", "cpu", "cuda"; executor : "ray" or "inline"; workers, threads : int;
+        sweep_dir : path; tracking_uri, experiment : where MLflow's runs go; tracking : False for none.
+        Without a task also model, weights, data, model_args, data_args and validation.
 
     Returns
     -------
@@ -207,6 +219,16 @@ def search(
     AutorankError
         One line that says what is wrong, where, and what would be right.
     """
+    if task is not None and not isinstance(task, Task):
+        raise ConfigError(
+            f"search takes a task, not a {type(task).__name__}; wrap a model and its data: "
+            "autorank.ClassificationTask(model, train=..., test=...)"
+        )
+    if task is None and ("model" not in settings or "data" not in settings):
+        raise ConfigError(
+            "no task given: pass one, autorank.ClassificationTask(model, train=...), or name model= and data= "
+            "(--model and --data on the command line, model: and data: in a sweep file)"
+        )
     config = make_config(rooted({key: value for key, value in settings.items() if value is not None}, Path.cwd()))
     if task is not None:
         given = sorted(
@@ -246,6 +268,9 @@ def resume(
     header = read(directory).header
     if header is None:
         raise SweepError(f"{directory} was stopped before its search began; the same `autorank search` starts it again")
+    finished = len(read(directory).records)
+    if settings.get("trials") is not None and settings["trials"] < finished:
+        raise ConfigError(f"trials: {settings['trials']} is fewer than the {finished} that the sweep has; give more")
     free = {"trials", "max_time", "workers", "executor", "tracking", "tracking_uri", "max_drop", "device", "experiment"}
     wrong = {key for key, value in settings.items() if value is not None} - free
     if wrong:

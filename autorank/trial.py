@@ -184,7 +184,7 @@ class TrialRunner:
         """Count the model and hold the count against the closed forms."""
         context = self.context
         with clock("other"):
-            cost, _ = measure.count(model, context.task.example_inputs)
+            cost, _ = measure.count(model, context.task.example_inputs, context.device)
             dense = self.context.dense_cost
             macs = dense.macs + sum(layer.macs - layer.macs_dense for layer in layers)
             params = dense.params + sum(layer.params - layer.params_dense for layer in layers)

@@ -97,6 +97,11 @@ class ClassificationTask(Task):
     def _check_targets(self, targets: Any, split: str) -> None:
         if not isinstance(targets, Tensor):
             raise DataError(f"targets of the {split} split are a {type(targets).__name__}, not a tensor of classes")
+        if targets.is_floating_point() and targets.dim() < 2:
+            raise DataError(
+                f"targets of the {split} split are {str(targets.dtype).removeprefix('torch.')} numbers; give whole "
+                "numbers from 0, or class probabilities (N, classes)"
+            )
         if targets.is_floating_point() or not targets.numel():
             return
         low, high = (int(x) for x in targets.aminmax())
