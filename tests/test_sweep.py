@@ -360,6 +360,41 @@ def test_the_test_split_is_read_only_for_the_final_front(tmp_path: Path) -> None
     assert all(point.test_score is not None for point in result.points)
 
 
+def test_a_dense_model_at_chance_and_a_tiny_validation_split_are_doubted_aloud(tmp_path: Path) -> None:
+    said: list[str] = []
+
+    class Listener:
+        def say(self, text: str) -> None:
+            said.append(text)
+
+        def step(self, what: str, done: int, total: int) -> None: ...
+        def trials(self, done: int, total: int, record: TrialRecord | None, front: Any) -> None: ...
+
+    task = autorank.ClassificationTask(blob_net(), train=Watched(0), validation=0.25)
+    result = autorank.search(task, **{**SMALL, "progress": Listener()}, sweep_dir=str(tmp_path / "s"))
+    assert any("about chance for 2 classes" in line for line in said), said
+    assert any("24 examples" in line and "4.2 points" in line for line in said), said
+    text = str(result)
+    assert "recommended: point" in text
+    assert str(tmp_path / "s") in text
+
+
+@pytest.mark.parametrize(
+    ("call", "line"),
+    [
+        (lambda: autorank.search(blob_net(), trials=1), "wrap a model and its data"),
+        (lambda: autorank.search(trials=1), "no task given: pass one"),
+        (lambda: autorank.search(regression(), validation=0.3), "validation has no effect beside a task"),
+        (lambda: autorank.search(regression(), workers=9, lookahead=2), "more than lookahead"),
+        (lambda: autorank.search(regression(), executor="inline", tracking_uri="http://127.0.0.1:1"), "no effect with"),
+    ],
+    ids=["a model for a task", "nothing", "settings of a task", "workers", "inline and MLflow"],
+)
+def test_wrong_calls_from_python_give_one_line(call: Any, line: str) -> None:
+    with pytest.raises(ConfigError, match=line):
+        call()
+
+
 def test_the_users_model_is_left_as_it_was(tmp_path: Path) -> None:
     model = blob_net().train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -394,6 +429,9 @@ def test_a_custom_task_with_two_inputs_where_less_is_better(tmp_path: Path) -> N
     assert scores == sorted(scores)  # best first, which is smallest
     kept = [point.record.kept["params_kept"] for point in result.points]
     assert kept == sorted(kept, reverse=True)
+    # A whole point would be more than all of this metric: what may be lost is a part of the dense score instead.
+    assert result.config.max_drop == pytest.approx(0.02 * result.header.dense.score)
+    assert "points" not in result.recommended.reason.split("against")[0].removeprefix("cheapest of the points")
 
 
 def test_a_trial_that_raises_in_the_users_code_fails_and_the_sweep_goes_on(tmp_path: Path) -> None:
