@@ -479,12 +479,14 @@ def test_latency_is_predicted_from_a_table_measured_before_the_first_trial(
     layers = {(name, json.dumps(choice, sort_keys=True)): ms for name, choice, ms in table["layers"]}
     assert three_objectives.header.dense_cost.latency_ms == table["dense_ms"]
     for record in three_objectives.records:
-        expected = table["dense_ms"]
+        expected, replaced = table["dense_ms"], 0.0
         for layer in record.layers:
             choice = json.dumps(layer.choice.to_json(), sort_keys=True)
             expected += layers[layer.name, choice] - layers[layer.name, "null"]
+            replaced += layers[layer.name, choice]
         assert record.cost is not None
-        assert record.cost.latency_ms == pytest.approx(expected)
+        # Layers timed alone may add up to more than the whole model; what replaces them takes its time at least.
+        assert record.cost.latency_ms == pytest.approx(max(expected, replaced))
         assert record.kept["macs_kept"] <= 0.7
 
 
