@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 
 from torch import Tensor
 
@@ -23,9 +24,9 @@ class TwoStepSVD(ChainFormat):
     input_factor = "first"
     nested = True
 
+    @abstractmethod
     def first_axes(self, spec: LayerSpec, options: Options = ()) -> tuple[int, ...]:
         """Return the spatial axes that the first convolution covers, ascending."""
-        raise NotImplementedError
 
     def input_axes(self, spec: LayerSpec, options: Options = ()) -> tuple[int, ...]:
         """Return the axes of the first convolution: with S they are the columns of the matrix."""

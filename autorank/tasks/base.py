@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
@@ -25,7 +26,7 @@ DEFAULT_VALIDATION = 0.1
 EVALUATION_BATCH = 256
 
 
-class Task:
+class Task(ABC):
     """What a sweep needs to know of the user's problem. Use `ClassificationTask` or `CustomTask`.
 
     The test split is read by ``batches("test")`` and nowhere else.
@@ -97,17 +98,17 @@ class Task:
         """Return a fresh copy of the trained model: eval mode, CPU, the caller's own."""
         return model_copy(self._source.template())
 
+    @abstractmethod
     def loss(self, outputs: Any, targets: Any) -> Tensor:
         """Return the scalar that training makes small."""
-        raise NotImplementedError
 
+    @abstractmethod
     def metric(self, outputs: Any, targets: Any) -> Tensor:
         """Return the score of a batch, averaged over its examples."""
-        raise NotImplementedError
 
+    @abstractmethod
     def distill(self, outputs: Any, teacher: Any, temperature: float) -> Tensor:
         """Return how far `outputs` are from those of the dense model, as a scalar."""
-        raise NotImplementedError
 
     def train_batches(self, steps: int, batch_size: int, seed: int, device: Device = "cpu") -> Iterator[Batch]:
         """Yield `steps` training batches that depend on `seed` alone; fewer steps give the same first ones.
@@ -209,7 +210,7 @@ class Task:
         """Run the model once, so that what does not fit is said before anything else is done."""
         self.run_example()
 
-    def _check_targets(self, targets: Any, split: str) -> None:
+    def _check_targets(self, targets: Any, split: str) -> None:  # noqa: B027 (a hook that few tasks need)
         """Raise DataError for targets that the loss cannot take."""
 
     def _first_device(self, split: str, device: Device) -> Device:
