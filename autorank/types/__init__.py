@@ -1,0 +1,60 @@
+"""What the rooms of autorank pass each other: frozen dataclasses, standard library only.
+
+Ratios are named for what they are (``macs_kept`` is compressed divided by dense), and MACs are multiply-accumulates.
+"""
+
+from autorank.types.layers import (
+    CallSize,
+    Cost,
+    Kind,
+    LayerCost,
+    LayerSpec,
+    LeftAlone,
+    ModelProfile,
+    Scalar,
+)
+from autorank.types.plans import (
+    Choice,
+    Fidelity,
+    Plan,
+    Proposal,
+    canonical_json,
+)
+from autorank.types.records import (
+    Constraint,
+    DenseFigures,
+    Direction,
+    Evaluation,
+    FrontPoint,
+    LayerResult,
+    Objective,
+    Status,
+    SweepHeader,
+    TrialRecord,
+)
+
+__all__ = [
+    "CallSize",
+    "Choice",
+    "Constraint",
+    "Cost",
+    "DenseFigures",
+    "Direction",
+    "Evaluation",
+    "Fidelity",
+    "FrontPoint",
+    "Kind",
+    "LayerCost",
+    "LayerResult",
+    "LayerSpec",
+    "LeftAlone",
+    "ModelProfile",
+    "Objective",
+    "Plan",
+    "Proposal",
+    "Scalar",
+    "Status",
+    "SweepHeader",
+    "TrialRecord",
+    "canonical_json",
+]

@@ -1,0 +1,151 @@
+"""Plans: a format and a rank for every layer, in canonical JSON, and how far a plan is evaluated."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from autorank.types.layers import Scalar
+
+
+def canonical_json(value: object) -> str:
+    """Return the one JSON text of `value`: sorted keys, no spaces, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """How one layer is written: format, rank and format options; bits are None for floating point."""
+
+    format: str
+    rank: tuple[int, ...]
+    options: tuple[tuple[str, Scalar], ...] = ()
+    weight_bits: int | None = None
+    activation_bits: int | None = None
+
+    def option(self, name: str, default: Scalar) -> Scalar:
+        """Return the value of the format option `name`, or `default`."""
+        return dict(self.options).get(name, default)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a plain dictionary; empty fields are left out."""
+        data: dict[str, Any] = {"format": self.format, "rank": list(self.rank)}
+        if self.options:
+            data["options"] = dict(self.options)
+        for bits in ("weight_bits", "activation_bits"):
+            if getattr(self, bits) is not None:
+                data[bits] = getattr(self, bits)
+        return data
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Choice:
+        """Rebuild a choice from `to_json`; unknown keys raise KeyError, wrong types TypeError or ValueError."""
+        unknown = set(data) - {"format", "rank", "options", "weight_bits", "activation_bits"}
+        if unknown:
+            raise KeyError(f"unknown key {sorted(unknown)[0]!r} in a layer's choice")
+        if not isinstance(data["format"], str):
+            raise TypeError(f"format must be a name, not {data['format']!r}")
+        rank = data["rank"]
+        if not isinstance(rank, list | tuple) or not all(type(r) is int and r > 0 for r in rank):
+            raise ValueError(f"rank must be a list of positive whole numbers, not {rank!r}")
+        options = data.get("options", {})
+        if not isinstance(options, Mapping):
+            raise TypeError(f"options must be a mapping, not {options!r}")
+        return cls(
+            data["format"],
+            tuple(rank),
+            tuple(sorted(options.items())),
+            data.get("weight_bits"),
+            data.get("activation_bits"),
+        )
+
+    def __str__(self) -> str:
+        options = ",".join(f"{k}={v}" for k, v in self.options)
+        return f"{self.format}({'×'.join(map(str, self.rank))}{'; ' + options if options else ''})"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Layer name → Choice; a layer that is not named stays dense.
+
+    `layers` is kept sorted by name, so equal plans have equal JSON and equal `plan_id`.
+    """
+
+    layers: tuple[tuple[str, Choice], ...] = ()
+    seed: int = 0
+
+    @classmethod
+    def of(cls, choices: Mapping[str, Choice], seed: int = 0) -> Plan:
+        """Make a plan from a mapping."""
+        return cls(tuple(sorted(choices.items())), seed)
+
+    @property
+    def choices(self) -> dict[str, Choice]:
+        """The plan as a mapping from layer name to choice."""
+        return dict(self.layers)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a plain dictionary."""
+        return {"layers": {name: choice.to_json() for name, choice in self.layers}, "seed": self.seed}
+
+    @property
+    def canonical(self) -> str:
+        """Canonical JSON text."""
+        return canonical_json(self.to_json())
+
+    @property
+    def plan_id(self) -> str:
+        """First 16 hexadecimal digits of the SHA-256 of the canonical JSON."""
+        return hashlib.sha256(self.canonical.encode()).hexdigest()[:16]
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Plan:
+        """Rebuild a plan from `to_json`; KeyError, TypeError or ValueError say what is wrong."""
+        unknown = set(data) - {"layers", "seed"}
+        if unknown:
+            raise KeyError(f"unknown key {sorted(unknown)[0]!r} in the plan")
+        layers = data["layers"]
+        if not isinstance(layers, Mapping):
+            raise TypeError(f"layers must be a mapping, not {type(layers).__name__}")
+        seed = data.get("seed", 0)
+        if type(seed) is not int:
+            raise TypeError(f"seed must be a whole number, not {seed!r}")
+        choices: dict[str, Choice] = {}
+        for name, choice in layers.items():
+            if not isinstance(choice, Mapping):
+                raise TypeError(f"layer {name!r}: a choice must be a mapping, not {choice!r}")
+            choices[name] = Choice.from_json(choice)
+        return cls.of(choices, seed)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Fidelity:
+    """How much work a trial's score rests on: decompose only, + BN statistics, + n fine-tune steps."""
+
+    steps: int = 0
+    batch_norm: bool = True
+
+    @property
+    def label(self) -> str:
+        """A short name: ``decompose``, ``bn`` or ``tune-<steps>``."""
+        if self.steps:
+            return f"tune-{self.steps}"
+        return "bn" if self.batch_norm else "decompose"
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """What a strategy wants evaluated next.
+
+    Attributes
+    ----------
+    plan : Plan
+    fidelity : Fidelity or None
+        None asks for the sweep's full fidelity.
+    """
+
+    plan: Plan
+    fidelity: Fidelity | None = None

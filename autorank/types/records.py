@@ -1,0 +1,268 @@
+"""What trials and sweeps leave behind: records, the front, the header of a journal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+from autorank.types.layers import Cost, LeftAlone
+from autorank.types.plans import Choice, Fidelity, Plan
+
+Status = Literal["complete", "pruned", "failed"]
+Direction = Literal["max", "min"]
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """One axis of the front: ``score`` or a ``*_kept`` ratio, and whether more or less is better."""
+
+    name: str
+    direction: Direction
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """A bound such as ``macs_kept<=0.5`` that every point of the front must meet."""
+
+    name: str
+    operator: Literal["<=", ">="]
+    bound: float
+
+    def violation(self, value: float) -> float:
+        """Return how far `value` is beyond the bound; zero or less when it is met."""
+        return value - self.bound if self.operator == "<=" else self.bound - value
+
+    def __str__(self) -> str:
+        return f"{self.name}{self.operator}{self.bound:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Score (the task's metric) and mean loss over one split."""
+
+    score: float
+    loss: float
+    examples: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LayerResult:
+    """What decomposing one layer did, before any fine-tune.
+
+    Attributes
+    ----------
+    weight_error : float
+        ‖W − Ŵ‖ / ‖W‖ (Frobenius).
+    output_error : float or None
+        Relative root-mean-square error of the layer's output under the input covariance; None without statistics.
+    sensitivity : float or None
+        Sensitivity of the factors (CP and tensor chain); None where it has no meaning.
+    macs, params : int
+        Cost of the decomposed layer; macs_dense, params_dense those of the dense one.
+    latency_ms, latency_dense_ms : float or None
+        Measured time of the layer alone, when latency was asked for.
+    """
+
+    name: str
+    choice: Choice
+    weight_error: float
+    macs: int
+    params: int
+    macs_dense: int
+    params_dense: int
+    output_error: float | None = None
+    sensitivity: float | None = None
+    latency_ms: float | None = None
+    latency_dense_ms: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TrialRecord:
+    """One finished trial, as the journal keeps it.
+
+    Attributes
+    ----------
+    number : int
+        Position in the order in which the strategy proposed plans; unique in a sweep.
+    plan : Plan
+    fidelity : Fidelity
+        What was reached: a pruned trial carries the lower fidelity at which it stopped.
+    status : Status
+    score : float or None
+        Metric on validation data after recovery (percent for accuracy); None when the trial failed.
+    score_before : float or None
+        Metric right after decomposition, before batch-norm statistics and fine-tune.
+    score_bn : float or None
+        Metric after batch-norm re-estimation was decided, before the fine-tune.
+    loss : float or None
+        Validation loss that belongs to `score`.
+    cost : Cost or None
+    kept : mapping
+        ``macs_kept``, ``params_kept``, ``bytes_kept`` and, with latency, ``latency_kept``.
+    layers : tuple of LayerResult
+    curve : tuple of (step, loss)
+        Fine-tune loss, thinned to at most 50 points.
+    seconds : mapping
+        Wall time by phase: fit, batch_norm, tune, evaluate, other.
+    reason : str
+        Why it failed or was pruned; empty otherwise.
+    target : Fidelity or None
+        What was asked for, where it is not what was reached.
+    worker : str
+        Host and process that ran it.
+    started : float
+        Unix time.
+    versions : mapping
+        Versions of the libraries that shaped the result.
+    """
+
+    number: int
+    plan: Plan
+    fidelity: Fidelity
+    status: Status
+    score: float | None = None
+    score_before: float | None = None
+    score_bn: float | None = None
+    loss: float | None = None
+    cost: Cost | None = None
+    kept: Mapping[str, float] = field(default_factory=dict)
+    layers: tuple[LayerResult, ...] = ()
+    curve: tuple[tuple[int, float], ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    reason: str = ""
+    target: Fidelity | None = None
+    worker: str = ""
+    started: float = 0.0
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def plan_id(self) -> str:
+        """Hash of the plan."""
+        return self.plan.plan_id
+
+    def value(self, objective: str) -> float | None:
+        """Return the value of `objective`: ``score`` or one of the ``*_kept`` names; None when it is not there."""
+        if objective == "score":
+            return self.score
+        return self.kept.get(objective)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a plain dictionary that `from_json` reads back to an equal record."""
+        data = asdict(self)
+        data["plan"] = self.plan.to_json()
+        data["plan_id"] = self.plan_id
+        data["layers"] = [{**asdict(layer), "choice": layer.choice.to_json()} for layer in self.layers]
+        data["kept"], data["seconds"] = dict(self.kept), dict(self.seconds)
+        data["versions"] = dict(self.versions)
+        return data
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> TrialRecord:
+        """Rebuild a record; KeyError, TypeError or ValueError when the data is not a record."""
+        data = dict(data)
+        data.pop("plan_id", None)
+        data["plan"] = Plan.from_json(data["plan"])
+        data["fidelity"] = Fidelity(**data["fidelity"])
+        if data.get("target") is not None:
+            data["target"] = Fidelity(**data["target"])
+        if data.get("cost") is not None:
+            data["cost"] = Cost(**data["cost"])
+        data["layers"] = tuple(
+            LayerResult(**{**layer, "choice": Choice.from_json(layer["choice"])}) for layer in data.get("layers", ())
+        )
+        data["curve"] = tuple((int(step), float(loss)) for step, loss in data.get("curve", ()))
+        return cls(**data)
+
+
+@dataclass(frozen=True, slots=True)
+class DenseFigures:
+    """The dense model, measured beside the final front: test score, latency and how it was taken."""
+
+    test_score: float | None = None
+    latency_ms: float | None = None
+    latency_spread_ms: float | None = None
+    batch: int = 1
+    threads: int = 1
+    device: str = "cpu"
+
+
+@dataclass(frozen=True, slots=True)
+class FrontPoint:
+    """A member of the final front: its record, and what is measured once, alone, at the end of the sweep."""
+
+    record: TrialRecord
+    test_score: float | None = None
+    latency_ms: float | None = None
+    latency_spread_ms: float | None = None
+    slower_layers: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the measurements with the trial's number in place of its record."""
+        data = {k: v for k, v in asdict(self).items() if k != "record"}
+        return {"number": self.record.number, **data}
+
+
+@dataclass(frozen=True, slots=True)
+class SweepHeader:
+    """First line of a journal: everything about a sweep that is known before its first trial.
+
+    Attributes
+    ----------
+    sweep_id : str
+        Unique name of the sweep.
+    created : float
+        Unix time.
+    config : mapping
+        The settings with which the sweep was started, complete enough to start it again.
+    metric : str
+        Name of the score, for example ``accuracy``.
+    direction : Direction
+        Whether a larger or a smaller score is better.
+    objectives, constraints
+        The axes of the front and the bounds on them.
+    dense : Evaluation
+        The dense model on the validation split.
+    dense_cost : Cost
+    layers : tuple of mapping
+        One mapping per decomposable layer: name, kind, weight_shape, macs, params, candidates (their number).
+    left_alone : tuple of LeftAlone
+    fingerprint : mapping
+        Hashes and sizes that identify weights and data.
+    versions : mapping
+    """
+
+    sweep_id: str
+    created: float
+    config: Mapping[str, Any]
+    metric: str
+    direction: Direction
+    objectives: tuple[Objective, ...]
+    constraints: tuple[Constraint, ...]
+    dense: Evaluation
+    dense_cost: Cost
+    layers: tuple[Mapping[str, Any], ...] = ()
+    left_alone: tuple[LeftAlone, ...] = ()
+    fingerprint: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def measured(self, dense: DenseFigures | None) -> SweepHeader:
+        """Return the header with the dense latency that was measured beside the front, where there is one."""
+        if dense is None or dense.latency_ms is None:
+            return self
+        return replace(self, dense_cost=replace(self.dense_cost, latency_ms=dense.latency_ms))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a plain dictionary."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> SweepHeader:
+        """Rebuild a header; KeyError, TypeError or ValueError when the data is not one."""
+        data = dict(data)
+        data["objectives"] = tuple(Objective(**o) for o in data["objectives"])
+        data["constraints"] = tuple(Constraint(**c) for c in data["constraints"])
+        data["dense"], data["dense_cost"] = Evaluation(**data["dense"]), Cost(**data["dense_cost"])
+        data["layers"] = tuple(data.get("layers", ()))
+        data["left_alone"] = tuple(LeftAlone(**item) for item in data.get("left_alone", ()))
+        return cls(**data)
