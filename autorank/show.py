@@ -130,7 +130,10 @@ def print_front(result: SearchResult, how: str) -> None:
     """Print the front of a sweep as a table, JSON or CSV."""
     frame = result.front
     if how == "json":
-        print(json.dumps(json.loads(frame.to_json(orient="records")), indent=1))
+        rows = json.loads(frame.to_json(orient="records"))
+        for row, point in zip(rows, result.points, strict=True):
+            row["slower_layers"] = list(point.slower_layers)
+        print(json.dumps(rows, indent=1))
     elif how == "csv":
         print(frame.to_csv(index=False), end="")
     else:

@@ -73,6 +73,7 @@ def test_front_prints_the_same_points_as_table_json_and_csv(sweep: Path, run: Ru
     numbers = [point.record.number for point in points]
     rows = json.loads(run("front", sweep, "--json"))
     assert [row["number"] for row in rows] == numbers
+    assert [row["slower_layers"] for row in rows] == [list(point.slower_layers) for point in points]
     assert [float(row["score"]) for row in csv.DictReader(io.StringIO(run("front", sweep, "--csv")))] == pytest.approx(
         [point.record.score for point in points]
     )
