@@ -146,6 +146,7 @@ class Journal:
             _lock(self._lock, self.directory)
             # Unbuffered: what could not be written must not be tried again behind our back when the file is closed.
             self._file = self.path.open("ab", buffering=0)
+            self._mend()
         except OSError as error:
             self.close()
             raise SweepError(
@@ -170,13 +171,16 @@ class Journal:
         self._file = self._lock = None
 
     def contents(self) -> JournalContents:
-        """Read what is there, and cut off a last line that was only half written; nothing yet is no error."""
+        """Read what is there; nothing yet is no error."""
+        return read(self.directory)
+
+    def _mend(self) -> None:
+        """Cut off a last line that was only half written, before anything is written behind it."""
         contents = read(self.directory)
         if contents.torn is not None:
             os.truncate(self.path, contents.torn)
-        elif self._file is not None and not self.path.read_bytes().endswith(b"\n"):
+        elif self._file is not None and self.path.stat().st_size and not self.path.read_bytes().endswith(b"\n"):
             self._file.write(b"\n")  # only the newline of the last entry was lost
-        return contents
 
     def write_header(self, header: SweepHeader) -> None:
         """Write the first entry."""

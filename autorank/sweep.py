@@ -231,10 +231,8 @@ def search(
         )
     config = make_config(rooted({key: value for key, value in settings.items() if value is not None}, Path.cwd()))
     if task is not None:
-        given = sorted(
-            key
-            for key in config.model_fields_set & {"model", "model_args", "weights", "data", "data_args", "validation"}
-        )
+        of_the_task = {"model", "model_args", "weights", "data", "data_args", "validation"}
+        given = sorted(config.model_fields_set & of_the_task)
         if given:
             raise ConfigError(f"{given[0]} has no effect beside a task of your own; make the task with it instead")
     if config.executor == "inline" and config.tracking_uri is not None:
@@ -265,10 +263,10 @@ def resume(
         results may not.
     """
     directory = Path(directory)
-    header = read(directory).header
+    contents = read(directory)
+    header, finished = contents.header, len(contents.records)
     if header is None:
         raise SweepError(f"{directory} was stopped before its search began; the same `autorank search` starts it again")
-    finished = len(read(directory).records)
     if settings.get("trials") is not None and settings["trials"] < finished:
         raise ConfigError(f"trials: {settings['trials']} is fewer than the {finished} that the sweep has; give more")
     free = {"trials", "max_time", "workers", "executor", "tracking", "tracking_uri", "max_drop", "device", "experiment"}

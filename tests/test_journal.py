@@ -144,6 +144,20 @@ def test_a_torn_last_line_costs_only_that_line(tmp_path: Path, cut: int) -> None
     assert [r.number for r in read(tmp_path).records] == ([0, 1, 7] if torn else [0, 1, 2, 7])
 
 
+def test_a_torn_last_line_is_cut_off_before_anything_is_written_behind_it(tmp_path: Path) -> None:
+    with Journal(tmp_path) as journal:
+        journal.write_header(HEADER)
+        journal.write_trial(record(0))
+        journal.write_trial(record(1))
+    os.truncate(tmp_path / FILE_NAME, (tmp_path / FILE_NAME).stat().st_size - 200)
+    with Journal(tmp_path) as journal:
+        journal.write_settings({"trials": 9})  # what a resume with more trials writes first
+    contents = read(tmp_path)
+    assert contents.header is not None
+    assert contents.header.config["trials"] == 9
+    assert [r.number for r in contents.records] == [0]
+
+
 def test_damage_in_the_middle_is_named_with_its_line(tmp_path: Path) -> None:
     with Journal(tmp_path) as journal:
         journal.write_header(HEADER)
