@@ -71,6 +71,13 @@ def truncated_product(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return matrix @ right, right.mT
 
 
+def orthonormal(basis: Tensor) -> tuple[Tensor, Tensor]:
+    """Return Q and R with Q R = basis (..., m, n), m ≥ n, Q orthonormal and no negative entry on the diagonal of R."""
+    q, r = torch.linalg.qr(basis)
+    sign = torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(basis.dtype)
+    return q * sign[..., None, :], r * sign[..., :, None]
+
+
 def balance(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     """Give column r of `left` (..., m, r) and row r of `right` (..., r, n) the same norm; their product stays.
 

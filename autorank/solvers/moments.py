@@ -24,40 +24,53 @@ MIN_ROWS = 20_000
 def patches(x: Tensor, spec: LayerSpec) -> Tensor:
     """Return the input patches of a convolution (im2col) as a view where possible.
 
+    A transposed convolution is a convolution, with stride one and its kernel reversed, of the input with stride − 1
+    zeros between neighbours. Its patches are those: most of their entries are zero, other ones at every phase.
+
     Parameters
     ----------
     x : Tensor, shape (N, S, I1, ..., Id)
     spec : LayerSpec
-        Stride, padding and its mode, dilation and kernel are honoured.
+        Stride, padding and its mode, output padding, dilation and kernel are honoured.
 
     Returns
     -------
     Tensor, shape (N, S, O1, ..., Od, K1, ..., Kd)
+        For a transposed convolution the output positions run from the last to the first.
     """
-    pads = _padding(spec)
-    if any(pads):
+    d = len(spec.kernel)
+    strides = spec.stride
+    if spec.transposed:
+        x, strides = _spread(x, spec), (1,) * d
+    elif any(pads := _padding(spec)):
         mode = "constant" if spec.padding_mode == "zeros" else spec.padding_mode
         x = functional.pad(x, pads, mode=mode)
-    d = len(spec.kernel)
-    for axis, (size, stride, dilation) in enumerate(zip(spec.kernel, spec.stride, spec.dilation, strict=True)):
+    for axis, (size, stride, dilation) in enumerate(zip(spec.kernel, strides, spec.dilation, strict=True)):
         x = x.unfold(2 + axis, dilation * (size - 1) + 1, stride)
         x = x[..., ::dilation]
     assert x.ndim == 2 + 2 * d
     return x
 
 
+def _spread(x: Tensor, spec: LayerSpec) -> Tensor:
+    """Return what a transposed convolution convolves: its input with zeros between and around, reversed.
+
+    Reversing it, not the kernel, leaves the patches a view.
+    """
+    d = len(spec.kernel)
+    spread = x.new_zeros(*x.shape[:2], *((n - 1) * s + 1 for n, s in zip(x.shape[2:], spec.stride, strict=True)))
+    every: list[slice] = [slice(None, None, s) for s in spec.stride]
+    spread[(slice(None), slice(None), *every)] = x
+    pads: list[int] = []
+    for axis in reversed(range(d)):
+        around = spec.dilation[axis] * (spec.kernel[axis] - 1) - int(spec.padding[axis])
+        pads += [around, around + (spec.output_padding[axis] if spec.output_padding else 0)]
+    return functional.pad(spread, pads).flip(*range(2, 2 + d))  # a negative amount cuts off
+
+
 def _padding(spec: LayerSpec) -> list[int]:
     """Return the padding as `functional.pad` takes it: last axis first, before and after."""
-    pads: list[int] = []
-    for axis in reversed(range(len(spec.kernel))):
-        if spec.padding == "same":
-            total = spec.dilation[axis] * (spec.kernel[axis] - 1)
-            pads += [total // 2, total - total // 2]
-        elif spec.padding == "valid":
-            pads += [0, 0]
-        else:
-            pads += [int(spec.padding[axis])] * 2
-    return pads
+    return [amount for axis in reversed(range(len(spec.kernel))) for amount in spec.pads(axis)]
 
 
 def stride_of(expected: float, wanted: int, positions: int) -> int:

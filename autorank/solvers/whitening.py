@@ -1,8 +1,11 @@
-"""Input covariances of layers: collected by a forward run, reduced to the axes a format needs, and turned into roots.
+"""Statistics of layers: input covariances, collected by a forward run, reduced to the axes a format needs, as roots.
 
 With Σ = E[x xᵀ] over the input patches of a layer, the mean squared error of its output is tr(Δ Σ Δᵀ) for a weight
 error Δ (T × S·K). Decomposing W·L with L Lᵀ = Σ instead of W, and undoing L on the factor that carries the input,
 therefore minimises the error of the output; for a matrix factorisation that is the closed-form optimum.
+
+With G, the covariance of the loss's gradients at the layer's output (`autorank.solvers.gradients`), decomposing Mᵀ·W·L
+with M Mᵀ = G minimises tr(G Δ Σ Δᵀ), twice the rise of the loss in second order.
 """
 
 from __future__ import annotations
@@ -30,7 +33,14 @@ MIN_SHRINK = 1e-6
 
 @dataclass(frozen=True)
 class LayerStats:
-    """Second moments of a layer's inputs.
+    """Second moments of a layer's inputs, and of the loss's gradients at its outputs.
+
+    With y_p = W a_p at output position p and g_p the gradient of one example's loss there, a weight error Δ changes the
+    loss, in second order and with the Fisher information for the Hessian, by ½ E[(Σ_p g_pᵀ Δ a_p)²]. Inputs taken as
+    independent of gradients, and gradients of different positions as uncorrelated (the K-FAC assumptions; Grosse and
+    Martens 2016, arXiv 1602.01407), that is ½ Σ_p tr(E[g_p g_pᵀ] Δ Σ Δᵀ) = ½ tr(G Δ Σ Δᵀ), with Σ the *mean* of a aᵀ
+    over examples and positions (`covariance`) and G the mean over examples of the *sum* of g gᵀ over positions
+    (`gradient`). Each call of a layer adds its positions to both. Groups are taken as uncorrelated.
 
     Attributes
     ----------
@@ -41,11 +51,15 @@ class LayerStats:
         Number of patches that were averaged.
     factorised : bool
         The patch covariance was too large to keep and is approximated by covariance ⊗ identity over the kernel.
+    gradient : Tensor or None, shape (groups, T/groups, T/groups) or (groups, T/groups), float32
+        G as above; with too many output channels its diagonal alone. None when gradients were not collected; zero when
+        the loss does not depend on the layer.
     """
 
     covariance: Tensor
     count: int
     factorised: bool = False
+    gradient: Tensor | None = None
 
     @property
     def diagonal(self) -> bool:
@@ -282,8 +296,9 @@ def save(stats: Mapping[str, LayerStats], path: str | Path) -> None:
     """Write statistics as one safetensors file."""
     from safetensors.torch import save_file
 
-    meta = {name: [s.count, s.factorised] for name, s in stats.items()}
-    tensors = {name: s.covariance.contiguous() for name, s in stats.items()}
+    meta = {name: [s.count, s.factorised, s.gradient is not None] for name, s in stats.items()}
+    tensors = {f"covariance {name}": s.covariance.contiguous() for name, s in stats.items()}
+    tensors |= {f"gradient {name}": s.gradient.contiguous() for name, s in stats.items() if s.gradient is not None}
     save_file(tensors, str(path), metadata={"layers": json.dumps(meta, sort_keys=True)})
 
 
@@ -301,11 +316,16 @@ def load(path: str | Path) -> dict[str, LayerStats]:
         with safe_open(str(path), framework="pt") as file:
             meta = json.loads((file.metadata() or {})["layers"])
             return {
-                name: LayerStats(file.get_tensor(name), int(count), bool(factorised))
-                for name, (count, factorised) in meta.items()
+                name: LayerStats(
+                    file.get_tensor(f"covariance {name}"),
+                    int(count),
+                    bool(factorised),
+                    file.get_tensor(f"gradient {name}") if gradient else None,
+                )
+                for name, (count, factorised, gradient) in meta.items()
             }
     except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise DataError(f"{path}: not a file of input statistics ({type(error).__name__}: {error})") from None
+        raise DataError(f"{path}: not a file of layer statistics ({type(error).__name__}: {error})") from None
 
 
 def whiten(tensor: Tensor, root: Tensor, axes: Sequence[int]) -> Tensor:
@@ -328,6 +348,20 @@ def unwhiten(tensor: Tensor, root: Tensor, axes: Sequence[int]) -> Tensor:
     if root.ndim == 2:
         return _on_input(tensor, axes, lambda rows: rows / root[:, None])
     return _on_input(tensor, axes, lambda rows: torch.linalg.solve_triangular(root, rows, upper=False, left=False))
+
+
+def whiten_output(tensor: Tensor, root: Tensor) -> Tensor:
+    """Multiply the output mode of a weight (groups, T, S, K1, ..., Kd) by a root, (g, T, T) or diagonal: W → Lᵀ·W."""
+    rows = tensor.flatten(2)
+    changed = rows * root[..., None] if root.ndim == 2 else root.mT @ rows
+    return changed.reshape(tensor.shape)
+
+
+def unwhiten_output(tensor: Tensor, root: Tensor) -> Tensor:
+    """Undo `whiten_output` with a lower triangular or a diagonal root: F → L⁻ᵀ·F."""
+    rows = tensor.flatten(2)
+    changed = rows / root[..., None] if root.ndim == 2 else torch.linalg.solve_triangular(root.mT, rows, upper=True)
+    return changed.reshape(tensor.shape)
 
 
 def _on_input(tensor: Tensor, axes: Sequence[int], change: Callable[[Tensor], Tensor]) -> Tensor:

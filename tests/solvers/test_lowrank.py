@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from autorank.solvers.lowrank import balance, fix_signs, leading_basis, truncated_product
+from autorank.solvers.lowrank import balance, fix_signs, leading_basis, orthonormal, truncated_product
 from autorank.testing.cases import random
 
 
@@ -50,3 +50,12 @@ def test_signs_do_not_depend_on_the_solver():
     basis = random((2, 5, 3), 0)
     torch.testing.assert_close(fix_signs(basis), fix_signs(-basis))
     assert not fix_signs(torch.zeros(3, 2)).any()
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (2, 3, 5, 5), (3, 1)], ids=str)
+def test_orthonormal_is_the_qr_of_positive_diagonal(shape):
+    basis = random(shape, 0)
+    q, r = orthonormal(basis)
+    torch.testing.assert_close(q @ r, basis)
+    # which is the transposed Cholesky factor of the Gram matrix
+    torch.testing.assert_close(r, torch.linalg.cholesky(basis.mT @ basis).mT)

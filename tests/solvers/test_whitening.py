@@ -1,6 +1,7 @@
 """Input statistics against unfold and plain sums; the whitened fit against reduced-rank regression."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 
 from autorank import formats
 from autorank.errors import DataError, ModelError
+from autorank.layout import canonical_weight, stored_weight
 from autorank.solvers import moments, whitening
 from autorank.solvers.whitening import LayerStats, collect, output_error, square_root
 from autorank.testing.cases import Case, dense, few, grid, make, random
@@ -38,14 +40,48 @@ def test_statistics_predict_the_power_of_the_layers_output(case):
     model = wrap(case)
     stats = collect(model, [case.spec], [(x,)])["block.layer"]
     g = case.spec.groups
-    weight = model.block.layer.weight.detach().double().reshape(g, case.spec.out_channels // g, -1)
+    weight = canonical_weight(model.block.layer.weight.detach().double(), case.spec)
+    weight = weight.reshape(g, case.spec.out_channels // g, -1)
     y = model(x).detach().double()
     predicted = stats.count * ((weight @ stats.covariance.double()) * weight).sum()
     assert stats.count == y.numel() // case.spec.out_channels
     assert float(predicted) == pytest.approx(float(y.square().sum()), rel=1e-4)
 
 
-@pytest.mark.parametrize("case", [few()[i] for i in (1, 2, 3)], ids=lambda case: case.id)
+TRANSPOSED = [case for case in grid() if case.spec.transposed]
+
+
+APART = [case for case in TRANSPOSED if case.spec.kernel == case.spec.stride and not any(case.spec.output_padding)]
+
+
+@pytest.mark.parametrize("case", APART, ids=lambda case: case.id)
+def test_statistics_of_a_transposed_convolution_without_overlap_are_those_of_its_pixels(case):
+    """Every output position sees one pixel through one kernel position: the patch is that pixel, there, or zero."""
+    x, g = case.input(3, dtype=torch.float32), case.spec.groups
+    pixels = x.flatten(2).unflatten(1, (g, -1)).permute(1, 0, 3, 2).flatten(1, 2).double()
+    places = math.prod(case.spec.kernel)
+    expected = torch.kron(pixels.mT @ pixels / pixels.shape[1], torch.eye(places)) / places
+    torch.testing.assert_close(stats_of(case, x).covariance, expected.float(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", TRANSPOSED[::4], ids=lambda case: case.id)
+def test_patches_of_a_transposed_convolution_by_brute_force(case):
+    """The patch of an output position holds what each weight is multiplied with there: found weight by weight."""
+    x = case.input(2)
+    d = len(case.spec.kernel)
+    patches = moments.patches(x, case.spec).flip(*range(2, 2 + d)).flatten(2 + d)
+    layer = wrap(case).block.layer.double()
+    channels = case.spec.weight_shape[1]
+    with torch.no_grad():
+        for column in range(channels * patches.shape[-1]):
+            unit = torch.zeros(case.spec.out_channels, channels * patches.shape[-1], dtype=torch.float64)
+            unit[0, column] = 1
+            layer.weight.copy_(stored_weight(unit.reshape(case.spec.weight_shape), case.spec))
+            seen = patches[:, column // patches.shape[-1], ..., column % patches.shape[-1]]
+            torch.testing.assert_close(layer(x)[:, 0], seen)
+
+
+@pytest.mark.parametrize("case", [few()[i] for i in (1, 2, 3, 7)], ids=lambda case: case.id)
 def test_statistics_of_many_small_blocks_are_the_same(case, monkeypatch):
     x = case.input(5, dtype=torch.float32)
     whole = stats_of(case, x)
@@ -120,8 +156,8 @@ def test_too_many_channels_keep_their_variances_only(spec, shape, length, factor
     reduced = stats.reduced(spec.kernel, axes)
     assert torch.equal(reduced[0], stats.covariance[0].repeat_interleave(2 if factorised else 1))
     fmt = formats.get("channel_svd")
-    approx = fmt.reconstruct(fmt.fit(weight, spec, (2,), WHITEN, stats), spec)
-    plain = fmt.reconstruct(fmt.fit(weight, spec, (2,)), spec)
+    approx = fmt.reconstruct(fmt.fit(weight, spec, (2,), WHITEN, stats), spec, (2,))
+    plain = fmt.reconstruct(fmt.fit(weight, spec, (2,)), spec, (2,))
     # By hand: the weight with scaled columns, its best approximation of rank two, the columns scaled back.
     scale = reduced[0].double().sqrt()
     u, s, v = torch.linalg.svd(weight.double().reshape(4, -1) * scale, full_matrices=False)
@@ -157,7 +193,7 @@ def test_many_positions_are_thinned_out_and_the_covariance_stays():
     weight = random(case.spec.weight_shape, 3).float()
     fmt = formats.get("channel_svd")
     errors = [
-        output_error(weight, fmt.reconstruct(fmt.fit(weight, case.spec, (8,), WHITEN, s), case.spec), every)
+        output_error(weight, fmt.reconstruct(fmt.fit(weight, case.spec, (8,), WHITEN, s), case.spec, (8,)), every)
         for s in (every, found)
     ]
     assert errors[1] <= 1.01 * errors[0]
@@ -226,7 +262,7 @@ def test_whitened_channel_svd_is_reduced_rank_regression(case):
 
         def error(options, rank=rank):
             factors = fmt.fit(weight, spec, (rank,), options, stats)
-            approx = fmt.reconstruct(factors, spec, options)
+            approx = fmt.reconstruct(factors, spec, (rank,), options)
             swapped = wrap(case, approx)
             with torch.no_grad():
                 y = model(x).double()
@@ -251,7 +287,7 @@ def test_whitening_helps_on_correlated_images(name):
     for plain in fmt.variants(case.spec):
         rank = tuple(top // 2 for top in fmt.max_rank(case.spec, plain))
         errors = [
-            output_error(weight, fmt.reconstruct(fmt.fit(weight, case.spec, rank, o, stats), case.spec, o), stats)
+            output_error(weight, fmt.reconstruct(fmt.fit(weight, case.spec, rank, o, stats), case.spec, rank, o), stats)
             for o in (plain, tuple(sorted((*plain, ("whiten", "input")))))
         ]
         assert errors[1] < 0.8 * errors[0]
@@ -392,12 +428,19 @@ def test_files_round_trip(tmp_path):
     limits = {"full": 4608, "factorised": case.spec.weight_shape[1], "diagonal": 1}
     stats = {name: stats_of(case, x, max_patch=limit) for name, limit in limits.items()}
     assert [item.covariance.ndim for item in stats.values()] == [3, 3, 2]
+    # One name is how a careless file would call the gradients of another; and not every layer has them.
+    stats["full.gradient"] = LayerStats(random((1, 3, 3), 2).float(), 9, gradient=random((1, 4, 4), 3).float())
+    stats["diagonal"] = replace(stats["diagonal"], gradient=random((1, 4), 4).float())
     whitening.save(stats, tmp_path / "stats.safetensors")
     loaded = whitening.load(tmp_path / "stats.safetensors")
     assert loaded.keys() == stats.keys()
     for name, item in stats.items():
         assert torch.equal(loaded[name].covariance, item.covariance)
         assert (loaded[name].count, loaded[name].factorised) == (item.count, item.factorised)
+        if item.gradient is None:
+            assert loaded[name].gradient is None
+        else:
+            assert torch.equal(loaded[name].gradient, item.gradient)
 
 
 def test_files_that_are_something_else(tmp_path):
@@ -406,8 +449,8 @@ def test_files_that_are_something_else(tmp_path):
     with pytest.raises(DataError, match="missing"):
         whitening.load(tmp_path / "missing.safetensors")
     (tmp_path / "text").write_text("not tensors")
-    with pytest.raises(DataError, match="not a file of input statistics"):
+    with pytest.raises(DataError, match="not a file of layer statistics"):
         whitening.load(tmp_path / "text")
     save_file({"weight": torch.ones(2)}, tmp_path / "weights")
-    with pytest.raises(DataError, match="not a file of input statistics"):
+    with pytest.raises(DataError, match="not a file of layer statistics"):
         whitening.load(tmp_path / "weights")
