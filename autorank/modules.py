@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils import parametrize
 
 from autorank.types import Kind, LayerSpec, LeftAlone
@@ -68,11 +69,14 @@ def spec_of(name: str, module: nn.Module) -> LayerSpec | LeftAlone:
     dtype = str(weight.dtype).removeprefix("torch.")
     if isinstance(module, nn.Linear):
         return LayerSpec(name, kind, tuple(weight.shape), bias=bias, dtype=dtype)
-    assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    assert isinstance(module, _ConvNd)
+    shape = tuple(weight.shape)
+    if isinstance(module, _ConvTransposeNd):
+        shape = (shape[1] * module.groups, shape[0] // module.groups, *shape[2:])
     return LayerSpec(
         name,
         kind,
-        tuple(weight.shape),
+        shape,
         stride=tuple(module.stride),
         padding=module.padding if isinstance(module.padding, str) else tuple(module.padding),
         padding_mode=module.padding_mode,
@@ -80,6 +84,7 @@ def spec_of(name: str, module: nn.Module) -> LayerSpec | LeftAlone:
         groups=module.groups,
         bias=bias,
         dtype=dtype,
+        output_padding=tuple(module.output_padding) if isinstance(module, _ConvTransposeNd) else (),
     )
 
 
@@ -121,9 +126,7 @@ def _refusal(module: nn.Module) -> str | None:
     found = kind_of(module)
     if found is None:
         return "only convolution and linear layers can be decomposed"
-    base, kind = found
-    if kind.startswith("conv_transpose"):
-        return "no format supports transposed convolutions yet"
+    base, _ = found
     if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
         return "a part of MultiheadAttention, which reads its weight and never calls it"
     if parametrize.is_parametrized(module):

@@ -129,6 +129,26 @@ class Decoder(nn.Module):
         return self.out(torch.relu(self.up(torch.relu(self.conv(x)))))
 
 
+class Generator(nn.Module):
+    """Transposed convolutions: from one pixel, grouped, dilated, of lines and volumes; one that is told its size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.start = nn.ConvTranspose2d(12, 16, 4)
+        self.twice = nn.ConvTranspose2d(16, 16, 3, stride=2, padding=1, output_padding=1, groups=2, bias=False)
+        self.wide = nn.ConvTranspose2d(16, 8, (3, 2), stride=(2, 1), padding=(2, 1), dilation=(2, 3))
+        self.crop = nn.ConvTranspose2d(8, 8, 3, stride=2, padding=1)
+        self.line = nn.ConvTranspose1d(8, 12, 4, stride=2, padding=1)
+        self.volume = nn.ConvTranspose3d(12, 6, 2, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.twice(torch.relu(self.start(x))))
+        x = torch.relu(self.wide(x))
+        x = self.crop(x, output_size=(2 * x.shape[2], 2 * x.shape[3]))
+        x = self.line(x.mean(3))
+        return self.volume(x[:, :, :4, None, None])
+
+
 class Reparametrised(nn.Module):
     """Weight norm (both kinds) and spectral norm beside a plain layer."""
 
@@ -237,6 +257,7 @@ ZOO: dict[str, tuple[Callable[[], nn.Module], Callable[[], Inputs]]] = {
     "sequence": (SequenceMlp, lambda: (torch.randn(2, 7, 12),)),
     "tied": (TiedAutoencoder, lambda: (torch.randint(0, 20, (2, 5)),)),
     "decoder": (Decoder, lambda: (torch.randn(2, 4, 6, 6),)),
+    "generator": (Generator, lambda: (torch.randn(2, 12, 1, 1),)),
     "reparametrised": (Reparametrised, lambda: (torch.randn(2, 3, 6, 6),)),
     "subclasses": (Subclasses, lambda: (torch.randn(2, 3, 6, 6),)),
     "depthwise": (DepthwiseSeparable, lambda: (torch.randn(2, 16, 6, 6),)),

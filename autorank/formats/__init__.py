@@ -8,9 +8,18 @@ from __future__ import annotations
 
 from autorank.errors import FormatError
 from autorank.formats.base import Factors, Format, Options
+from autorank.formats.block_term import BlockTerm
 from autorank.formats.channel_svd import ChannelSVD
+from autorank.formats.cp import CP
+from autorank.formats.grouped_svd import GroupedSVD
+from autorank.formats.kronecker import Kronecker
+from autorank.formats.sekron import SeKron
 from autorank.formats.spatial_svd import SpatialSVD
+from autorank.formats.tensor_chain import TensorChain
+from autorank.formats.tensor_ring import TensorRing
+from autorank.formats.tensor_train import TensorTrain
 from autorank.formats.tucker2 import Tucker2
+from autorank.formats.tucker_cp import TuckerCP
 
 __all__ = ["Factors", "Format", "Options", "get", "names", "register"]
 
@@ -44,5 +53,18 @@ def names() -> tuple[str, ...]:
     return tuple(_FORMATS)
 
 
-for _format in (ChannelSVD(), SpatialSVD(), Tucker2()):
+for _format in (
+    ChannelSVD(),
+    SpatialSVD(),
+    Tucker2(),
+    CP(),
+    TuckerCP(),
+    Kronecker(),
+    SeKron(),
+    GroupedSVD(),
+    BlockTerm(),
+    TensorTrain(),
+    TensorRing(),
+    TensorChain(),
+):
     register(_format)

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from autorank.errors import FormatError
-from autorank.solvers import whitening
+from autorank.formats.replacing import description, in_place_of
+from autorank.layout import canonical_weight
+from autorank.solvers import network, whitening
 from autorank.solvers.kept import DIGESTS, KEPT, digest
+from autorank.solvers.network import Operand
 from autorank.solvers.whitening import LayerStats
 from autorank.types import LayerCost, LayerSpec, Scalar
+from autorank.types.plans import whitens
 
 Options = tuple[tuple[str, Scalar], ...]
 """Sorted (name, value) pairs, as in `Choice.options`."""
@@ -23,19 +28,50 @@ Options = tuple[tuple[str, Scalar], ...]
 Factors = dict[str, Tensor]
 """Factors by name; the group is the leading dimension of each: (groups, out, in, K1, ..., Kd) for a step of a chain."""
 
-WHITENINGS = ("none", "input")
+WHITENINGS = ("none", "input", "output", "both")
+"""Values of the option ``whiten``: whose covariance the error is measured with, that of the layer's inputs, that of the
+loss's gradients with respect to its outputs, or both."""
 
 
-def _whitens(options: Options) -> bool:
-    return dict(options).get("whiten", "none") == "input"
+_SAME = ((str, str), (bool, bool), (int, int), (float, float), (int, float))
+"""Type of a value that is given, and of the allowed one that it may stand for."""
+
+
+def _among(value: Scalar, allowed: Iterable[Scalar]) -> bool:
+    """Say whether a value is one of those allowed; 1 may stand for 1.0, but True is no 1, and 2.0 no 2."""
+    return any(value == item and (type(value), type(item)) in _SAME for item in allowed)
+
+
+@dataclass(frozen=True)
+class Roots:
+    """What a fit is weighted with: roots L of covariances L Lᵀ, lower triangular, or the diagonal alone.
+
+    Attributes
+    ----------
+    axes : tuple of int
+        The kernel axes that are merged with S in `input`, ascending.
+    input : Tensor, shape (groups, n, n) or (groups, n), or None
+        n = S/groups times the sizes of `axes`.
+    output : Tensor, shape (groups, T/groups, T/groups) or (groups, T/groups), or None
+    """
+
+    axes: tuple[int, ...] = ()
+    input: Tensor | None = None
+    output: Tensor | None = None
+
+
+@lru_cache(maxsize=1 << 12)
+def _reason(fmt: Format, spec: LayerSpec, options: Options, _typed: str) -> str | None:
+    """Return what `Format.supports` says, which a search space asks for every rank; 1 and True are not the same."""
+    return fmt.supports(spec, options)
 
 
 class Format(ABC):
     """One way to write a layer's weight with fewer numbers.
 
     A format is stateless: every method is a function of its arguments. Ranks are per group. Options that all formats
-    know: ``whiten`` (``"none"`` or ``"input"``: minimise the error of the output under the layer's input covariance)
-    and ``shrink`` (0 to 1, the share of white noise mixed into that covariance).
+    know: ``whiten`` (see `WHITENINGS`: minimise the error of the output, or the rise of the loss) and ``shrink`` (0 to
+    1, the share of white noise mixed into the covariances).
 
     Attributes
     ----------
@@ -43,8 +79,6 @@ class Format(ABC):
         As it stands in plans.
     rank_names : tuple of str
         One name per entry of the rank.
-    input_factor : str
-        The factor that carries S (dimension 2, its merged kernel axes last).
     nested : bool
         Whether the fit of a rank is a part of the fit of the largest rank (`_part`), as it is where singular values
         are cut off. That fit is then kept, and every other rank costs next to nothing.
@@ -52,15 +86,12 @@ class Format(ABC):
 
     name: ClassVar[str]
     rank_names: ClassVar[tuple[str, ...]]
-    input_factor: ClassVar[str]
     nested: ClassVar[bool] = False
 
     # What a format says about a layer
 
     def supports(self, spec: LayerSpec, options: Options = ()) -> str | None:
         """Return None when the format can write this layer, else the reason why not, in words."""
-        if spec.kind.startswith("conv_transpose"):
-            return f"{spec.kind}: transposed convolutions are not supported yet by {self.name}"
         if 0 in spec.weight_shape:
             return f"{spec.kind}: the weight of shape {spec.weight_shape} is empty"
         return self._wrong_option(spec, dict(options)) or self._refuse(spec, options) or self._no_gain(spec, options)
@@ -68,6 +99,31 @@ class Format(ABC):
     def variants(self, spec: LayerSpec) -> tuple[Options, ...]:
         """Return the option sets that are candidates of their own for this layer, whitening left out."""
         return ((),)
+
+    def option_sets(self, spec: LayerSpec, wanted: Mapping[str, Sequence[Scalar]]) -> tuple[Options, ...]:
+        """Return the option sets that a search space allows for this layer, whitening left out.
+
+        Parameters
+        ----------
+        spec : LayerSpec
+        wanted : mapping of str to sequence of Scalar
+            Option name → the values asked for, none of which `wrong_value` objects to; options that are not named may
+            have every value that `variants` offers. A format with more values than it offers of itself overrides this.
+        """
+        return tuple(
+            variant
+            for variant in self.variants(spec) or ((),)
+            if all(key not in wanted or value in wanted[key] for key, value in variant)
+        )
+
+    def wrong_value(self, spec: LayerSpec, key: str, value: Scalar) -> str | None:
+        """Return None when a search space may ask for this value of an option, else what it may ask for, in words.
+
+        It may ask for all that the format knows, also where this layer has no use for it and gets no candidate from it.
+        """
+        known = [found for variant in self.variants(spec) for name, found in variant if name == key]
+        known += [found for found in self._own_options(spec).get(key, ()) if found not in known]
+        return None if _among(value, known) else f"allowed are {', '.join(map(str, dict.fromkeys(known)))}"
 
     def whitenings(self, spec: LayerSpec, options: Options = ()) -> tuple[str, ...]:
         """Return the values of the option ``whiten`` that the format takes for this layer."""
@@ -124,8 +180,77 @@ class Format(ABC):
         """
 
     @abstractmethod
-    def reconstruct(self, factors: Factors, spec: LayerSpec, options: Options = ()) -> Tensor:
+    def network(
+        self, factors: Factors, spec: LayerSpec, rank: tuple[int, ...], options: Options = ()
+    ) -> tuple[list[Operand], tuple[str, ...]]:
+        """Return the factors with named indices, and the order of indices in which their contraction is the weight."""
+
+    def reconstruct(self, factors: Factors, spec: LayerSpec, rank: tuple[int, ...], options: Options = ()) -> Tensor:
         """Return the dense weight (T, S/groups, K1, ..., Kd) that the factors stand for; differentiable."""
+        return network.contract(*self.network(factors, spec, rank, options)).reshape(spec.weight_shape)
+
+    def sensitivity(self, factors: Factors, spec: LayerSpec, rank: tuple[int, ...], options: Options = ()) -> float:
+        """Return the expected squared error of the weight under noise of variance one on every entry of the factors.
+
+        A fit whose sensitivity is out of proportion to its weight has components that cancel; training and rounding
+        then disturb it (Phan et al., ECCV 2020).
+        """
+        doubled = {name: factor.detach().to("cpu", torch.float64) for name, factor in factors.items()}
+        return network.sensitivity(*self.network(doubled, spec, rank, options))
+
+    def from_layer(
+        self,
+        layer: nn.Module,
+        rank: int | tuple[int, ...],
+        options: Options | Mapping[str, Scalar] = (),
+        *,
+        fresh: bool = False,
+        stats: LayerStats | None = None,
+        seed: int = 0,
+    ) -> nn.Module:
+        """Return what takes the place of a convolution or linear layer, to be used or trained on its own.
+
+        Parameters
+        ----------
+        layer : nn.Module
+            A convolution, transposed convolution or linear layer; not changed.
+        rank : int or tuple of int
+            One number serves a format with one rank, and all ranks of the others.
+        options : mapping or pairs
+            Options of the format.
+        fresh : bool
+            Do not fit the layer's weight; initialise for training from scratch, with the outputs' variance of the dense
+            layer's own initialisation. Draws from PyTorch's random state; `seed` is not looked at.
+        stats : LayerStats, optional
+            For options that whiten.
+        seed : int
+            Of the fit.
+
+        Returns
+        -------
+        nn.Module
+            On the layer's device, in its number type and mode.
+
+        Raises
+        ------
+        FormatError
+            The layer is of another kind, or `fit` refuses it.
+        """
+        spec = description(layer)
+        try:
+            chosen = tuple(sorted(dict(options).items()))
+        except (TypeError, ValueError):
+            raise self._error(
+                spec, f"options must be a mapping or pairs of names and values, not {options!r}"
+            ) from None
+        ranks = tuple(rank) if isinstance(rank, list | tuple) else (rank,) * len(self.rank_names)
+        self.check(spec, ranks, chosen)
+        if fresh:
+            return in_place_of(layer, self.layer(spec, ranks, chosen), bias=False)
+        weight: Tensor = layer.weight.detach()  # type: ignore[operator]
+        with torch.no_grad():
+            factors = self.fit(canonical_weight(weight, spec), spec, ranks, chosen, stats, seed)
+            return in_place_of(layer, self.layer(spec, ranks, chosen, factors))
 
     # Fitting
 
@@ -147,7 +272,7 @@ class Format(ABC):
         spec, rank, options
             What is fitted.
         stats : LayerStats, optional
-            The layer's input statistics; needed for ``whiten=input``, not looked at otherwise.
+            The layer's statistics; needed for what the option ``whiten`` names, not looked at otherwise.
         seed : int
             Start of whatever is random in the fit. The same arguments give the same factors, bit for bit.
 
@@ -173,10 +298,10 @@ class Format(ABC):
                 self._key(weight, spec, options, stats, seed),
                 lambda: self._fit_whitened(weight, spec, top, options, stats, seed),
             )
-            factors = self._part(largest, rank)
+            factors = self._part(largest, spec, rank, options)
         else:
             factors = self._fit_whitened(weight, spec, rank, options, stats, seed)
-        factors = self._normal_form(factors, spec, options)
+        factors = self._normal_form(factors, spec, rank, options)
         # Always a copy: what is kept is nobody's to change.
         result = {k: v.to(torch.float32, copy=True).to(weight.device).contiguous() for k, v in factors.items()}
         if not all(bool(torch.isfinite(v).all()) for v in result.values()):
@@ -197,25 +322,32 @@ class Format(ABC):
         # Apple's GPUs have no float64.
         work = weight.detach().to(device="cpu" if device.type == "mps" else device).to(torch.float64)
         work = work.reshape(spec.groups, spec.out_channels // spec.groups, *spec.weight_shape[1:])
-        if not _whitens(options):
+        roots = self._roots(spec, options, stats, work.device)
+        if roots.input is None and roots.output is None:
             return self._fit_plain(work, spec, rank, options, seed)
-        axes, root = self._root(spec, options, stats, work.device)
-        factors = self._fit_plain(whitening.whiten(work, root, axes), spec, rank, options, seed)
-        carrier = self._input_carrier(factors)
-        factors[carrier] = whitening.unwhiten(factors[carrier], root, axes)
-        return factors
+        return self._fit_weighted(work, roots, spec, rank, options, seed)
+
+    @abstractmethod
+    def _fit_weighted(
+        self, weight: Tensor, roots: Roots, spec: LayerSpec, rank: tuple[int, ...], options: Options, seed: int
+    ) -> Factors:
+        """Fit a float64 weight like `_fit_plain`, minimising ‖L_outᵀ (W − Ŵ) L_in‖; a root that is None is one."""
 
     def _key(
         self, weight: Tensor, spec: LayerSpec, options: Options, stats: LayerStats | None, seed: int
     ) -> tuple[Hashable, ...]:
         """Return everything that the fit of the largest rank depends on."""
-        used = (DIGESTS(stats.covariance), stats.factorised) if stats is not None and _whitens(options) else None
+        used: list[Hashable] = []
+        if stats is not None and whitens(options, "input"):
+            used += [DIGESTS(stats.covariance), stats.factorised]
+        if stats is not None and stats.gradient is not None and whitens(options, "output"):
+            used += [DIGESTS(stats.gradient)]
         geometry = replace(spec, name="", calls=(), bias=False)
-        return "fit", type(self), digest(weight), str(weight.device), geometry, tuple(options), used, seed
+        return "fit", type(self), digest(weight), str(weight.device), geometry, tuple(options), tuple(used), seed
 
-    def _part(self, factors: Factors, rank: tuple[int, ...]) -> Factors:
-        """Return the factors of a rank, given those of the largest one; for `nested` formats, without changing them."""
-        raise NotImplementedError
+    @abstractmethod
+    def _part(self, factors: Factors, spec: LayerSpec, rank: tuple[int, ...], options: Options) -> Factors:
+        """Return the factors of a rank, given those of the largest one, without changing them; for `nested` formats."""
 
     @abstractmethod
     def _fit_plain(
@@ -223,40 +355,63 @@ class Format(ABC):
     ) -> Factors:
         """Fit a float64 weight (groups, T/groups, S/groups, K1, ..., Kd), minimising the Frobenius error."""
 
-    def _normal_form(self, factors: Factors, spec: LayerSpec, options: Options) -> Factors:
+    def _normal_form(self, factors: Factors, spec: LayerSpec, rank: tuple[int, ...], options: Options) -> Factors:
         """Remove what the factors leave undetermined (scales, bases) after unwhitening."""
         return factors
 
-    def _input_carrier(self, factors: Factors) -> str:
-        """Return the name of the factor whose dimension 2 is S."""
-        return self.input_factor
+    def _roots(self, spec: LayerSpec, options: Options, stats: LayerStats | None, device: torch.device) -> Roots:
+        """Return the roots of the covariances that the options ask for."""
+        axes: tuple[int, ...] = ()
+        into = out = None
+        if whitens(options, "input"):
+            if stats is None:
+                why = f"whiten={dict(options)['whiten']} needs input statistics, and there are none for it"
+                raise self._error(spec, why)
+            channels = spec.weight_shape[1]
+            n = channels if stats.factorised else channels * math.prod(spec.kernel)
+            self._checked(spec, "input statistics", stats.covariance, n)
+            # Factorised statistics are white over the kernel, so its axes need no whitening.
+            axes = () if stats.factorised else self.input_axes(spec, options)
+            shrink = self._shrink(options)
+            key = "root", DIGESTS(stats.covariance), stats.factorised, spec.kernel, axes, shrink, str(device)
+            known = stats
+            into = self._kept(key, lambda: known.root(spec.kernel, axes, shrink, device))
+        if whitens(options, "output"):
+            if stats is None or stats.gradient is None:
+                why = f"whiten={dict(options)['whiten']} needs gradient statistics, and there are none for it"
+                raise self._error(spec, why)
+            gradient = stats.gradient
+            self._checked(spec, "gradient statistics", gradient, spec.out_channels // spec.groups)
+            shrink = self._shrink(options)
+            form = whitening.deviations if gradient.ndim == 2 else whitening.square_root
+            output_key = "output root", DIGESTS(gradient), shrink, str(device)
+            out = self._kept(output_key, lambda: form(gradient.to(device), shrink))
+        return Roots(axes, into, out)
 
-    def _root(
-        self, spec: LayerSpec, options: Options, stats: LayerStats | None, device: torch.device
-    ) -> tuple[tuple[int, ...], Tensor]:
-        """Return the kernel axes of the whitened mode and the root of its covariance."""
-        if stats is None:
-            raise self._error(spec, "whiten=input needs input statistics, and there are none for it")
-        channels = spec.weight_shape[1]
-        n = channels if stats.factorised else channels * math.prod(spec.kernel)
-        found = tuple(stats.covariance.shape)
-        if found not in ((spec.groups, n, n), (spec.groups, n)):
-            raise self._error(spec, f"its input statistics have shape {found}, expected {(spec.groups, n, n)}")
-        if not bool(torch.isfinite(stats.covariance).all()):
-            raise self._error(spec, "its input statistics hold NaN or infinite values")
-        # Factorised statistics are white over the kernel, so its axes need no whitening.
-        axes = () if stats.factorised else self.input_axes(spec, options)
-        shrink = float(dict(options).get("shrink", whitening.DEFAULT_SHRINK))
+    def _kept(self, key: tuple[Hashable, ...], make: Callable[[], Tensor]) -> Tensor:
         if self.nested:  # its fits are kept, which take less room and do without the root
-            return axes, stats.root(spec.kernel, axes, shrink, device)
-        key = "root", DIGESTS(stats.covariance), stats.factorised, spec.kernel, axes, shrink, str(device)
-        return axes, KEPT.get(key, lambda: {"root": stats.root(spec.kernel, axes, shrink, device)})["root"]
+            return make()
+        return KEPT.get(key, lambda: {"root": make()})["root"]
+
+    @staticmethod
+    def _shrink(options: Options) -> float:
+        return float(dict(options).get("shrink", whitening.DEFAULT_SHRINK))
+
+    def _checked(self, spec: LayerSpec, what: str, covariance: Tensor, n: int) -> None:
+        found = tuple(covariance.shape)
+        if found not in ((spec.groups, n, n), (spec.groups, n)):
+            raise self._error(spec, f"its {what} have shape {found}, expected {(spec.groups, n, n)}")
+        if not bool(torch.isfinite(covariance).all()):
+            raise self._error(spec, f"its {what} hold NaN or infinite values")
 
     # Checks
 
     def check(self, spec: LayerSpec, rank: tuple[int, ...], options: Options = ()) -> None:
         """Raise FormatError, naming the layer and what is allowed, unless `fit` and `layer` can serve this choice."""
-        reason = self.supports(spec, options)
+        try:
+            reason = _reason(self, spec, options, repr(options))
+        except TypeError:  # a plan may hold a list where a value should be
+            reason = self.supports(spec, options)
         if reason is not None:
             raise self._error(spec, reason)
         highest = self.max_rank(spec, options)
@@ -286,7 +441,7 @@ class Format(ABC):
             allowed = {"whiten": WHITENINGS, **own}.get(key)
             if allowed is None:
                 return f"{spec.kind}: unknown option {key!r}, known: {', '.join(sorted([*own, 'shrink', 'whiten']))}"
-            if value not in allowed:
+            if not _among(value, allowed):
                 return f"{spec.kind}: option {key} must be one of {', '.join(map(str, allowed))}, not {value!r}"
         return None
 

@@ -19,3 +19,6 @@ class ChannelSVD(TwoStepSVD):
     def first_axes(self, spec: LayerSpec, options: Options = ()) -> tuple[int, ...]:
         """Return all spatial axes."""
         return tuple(range(len(spec.kernel)))
+
+
+from_layer = ChannelSVD().from_layer

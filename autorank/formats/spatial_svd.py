@@ -10,7 +10,7 @@ from autorank.formats.base import Options
 from autorank.formats.svd import TwoStepSVD
 from autorank.types import LayerSpec, Scalar
 
-_AXES = {"conv2d": "hw", "conv3d": "dhw"}
+_AXES = {"conv2d": "hw", "conv3d": "dhw", "conv_transpose2d": "hw", "conv_transpose3d": "dhw"}
 
 
 class SpatialSVD(TwoStepSVD):
@@ -63,3 +63,6 @@ def _subsets(letters: str) -> tuple[str, ...]:
     """Return the proper subsets of `letters` that are not empty, small ones first."""
     sizes = range(1, len(letters))
     return tuple("".join(subset) for n in sizes for subset in itertools.combinations(letters, n))
+
+
+from_layer = SpatialSVD().from_layer

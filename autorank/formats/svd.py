@@ -8,7 +8,8 @@ from abc import abstractmethod
 from torch import Tensor
 
 from autorank.formats.base import Factors, Options
-from autorank.formats.chain import ChainFormat, Step
+from autorank.formats.chain import ChainFormat
+from autorank.formats.steps import Step
 from autorank.solvers import lowrank
 from autorank.types import LayerSpec
 
@@ -21,7 +22,6 @@ class TwoStepSVD(ChainFormat):
     """
 
     rank_names = ("R",)
-    input_factor = "first"
     nested = True
 
     @abstractmethod
@@ -39,23 +39,14 @@ class TwoStepSVD(ChainFormat):
         columns = spec.weight_shape[1] * math.prod(spec.kernel[a] for a in first)
         return (min(rows, columns),)
 
+    def sizes(self, spec: LayerSpec, rank: tuple[int, ...], options: Options = ()) -> dict[str, int]:
+        """Return the rank."""
+        return {"r": rank[0]}
+
     def steps(self, spec: LayerSpec, rank: tuple[int, ...], options: Options = ()) -> tuple[Step, ...]:
         """Return the two convolutions."""
         first, other = self._split(spec, options)
-        return (
-            Step("first", rank[0], spec.weight_shape[1], first),
-            Step("second", spec.out_channels // spec.groups, rank[0], other),
-        )
-
-    def reconstruct(self, factors: Factors, spec: LayerSpec, options: Options = ()) -> Tensor:
-        """Return the product of the two factors as a dense weight."""
-        first, other = self._split(spec, options)
-        left, right = self._matrices(factors)
-        sizes = [spec.out_channels // spec.groups, *(spec.kernel[a] for a in other)]
-        sizes += [spec.weight_shape[1], *(spec.kernel[a] for a in first)]
-        product = (left @ right).reshape(spec.groups, *sizes)
-        order = self._order(first, other)
-        return product.permute([order.index(i) for i in range(product.ndim)]).reshape(spec.weight_shape)
+        return Step("first", ("r",), ("s",), axes=first), Step("second", ("t",), ("r",), axes=other)
 
     def _fit_plain(
         self, weight: Tensor, spec: LayerSpec, rank: tuple[int, ...], options: Options, seed: int
@@ -66,10 +57,7 @@ class TwoStepSVD(ChainFormat):
         left, right = lowrank.truncated_product(moved.reshape(spec.groups, rows, -1), rank[0])
         return self._from_matrices(left, right, self._shapes(spec, rank, options))
 
-    def _part(self, factors: Factors, rank: tuple[int, ...]) -> Factors:
-        return {"first": factors["first"][:, : rank[0]], "second": factors["second"][:, :, : rank[0]]}
-
-    def _normal_form(self, factors: Factors, spec: LayerSpec, options: Options) -> Factors:
+    def _normal_form(self, factors: Factors, spec: LayerSpec, rank: tuple[int, ...], options: Options) -> Factors:
         shapes = {name: tuple(factor.shape) for name, factor in factors.items()}
         return self._from_matrices(*lowrank.balance(*self._matrices(factors)), shapes)
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from autorank.formats.base import Factors, Options
-from autorank.formats.chain import ChainFormat, Step
-from autorank.solvers import hooi
+from autorank.formats.chain import ChainFormat
+from autorank.formats.steps import Step, pointwise
+from autorank.solvers import hooi, lowrank
 from autorank.types import LayerSpec
 
 
@@ -23,38 +24,32 @@ class Tucker2(ChainFormat):
 
     name = "tucker2"
     rank_names = ("R_out", "R_in")
-    input_factor = "input"
 
     def max_rank(self, spec: LayerSpec, options: Options = ()) -> tuple[int, ...]:
         """Return the sizes of the two modes, or the rank that their unfoldings can have at most."""
         out, into, positions = spec.out_channels // spec.groups, spec.weight_shape[1], math.prod(spec.kernel)
         return min(out, into * positions), min(into, out * positions)
 
+    def sizes(self, spec: LayerSpec, rank: tuple[int, ...], options: Options = ()) -> dict[str, int]:
+        """Return the two ranks."""
+        return {"o": rank[0], "i": rank[1]}
+
     def steps(self, spec: LayerSpec, rank: tuple[int, ...], options: Options = ()) -> tuple[Step, ...]:
         """Return one to three convolutions: stride, padding and dilation are on the core."""
-        out, into = spec.out_channels // spec.groups, spec.weight_shape[1]
-        r_out, r_in = rank
-        steps = [Step("core", r_out, r_in, tuple(range(len(spec.kernel))))]
-        if r_in < into:
-            steps.insert(0, Step("input", r_in, into))
-        if r_out < out:
-            steps.append(Step("output", out, r_out))
-        return tuple(steps)
-
-    def reconstruct(self, factors: Factors, spec: LayerSpec, options: Options = ()) -> Tensor:
-        """Return the core multiplied by the factors that are there, as a dense weight."""
-        weight = factors["core"].flatten(3)
-        if "input" in factors:
-            weight = torch.einsum("goik,gis->gosk", weight, factors["input"].flatten(2))
-        if "output" in factors:
-            weight = torch.einsum("gto,gosk->gtsk", factors["output"].flatten(2), weight)
-        return weight.reshape(spec.weight_shape)
+        wide_in, wide_out = rank[1] == spec.weight_shape[1], rank[0] == spec.out_channels // spec.groups
+        core = Step(
+            "core",
+            ("t",) if wide_out else ("o",),
+            ("s",) if wide_in else ("i",),
+            axes=tuple(range(len(spec.kernel))),
+        )
+        into = () if wide_in else (Step("input", ("i",), ("s",)),)
+        out = () if wide_out else (Step("output", ("t",), ("o",)),)
+        return *into, core, *out
 
     def _refuse(self, spec: LayerSpec, options: Options) -> str | None:
-        if math.prod(spec.kernel) > 1:
-            return None
-        what = "linear" if spec.kind == "linear" else f"{spec.kind} with kernel {spec.kernel}"
-        return f"{what}: the weight has only two modes, tucker2 would be channel_svd with a superfluous core"
+        why = "the weight has only two modes, tucker2 would be channel_svd with a superfluous core"
+        return (what := pointwise(spec)) and f"{what}: {why}"
 
     def _fit_plain(
         self, weight: Tensor, spec: LayerSpec, rank: tuple[int, ...], options: Options, seed: int
@@ -69,16 +64,20 @@ class Tucker2(ChainFormat):
             factors["output"] = u.reshape(shapes["output"])
         return {name: factors[name] for name in shapes}
 
-    def _input_carrier(self, factors: Factors) -> str:
-        return "input" if "input" in factors else "core"
+    def _normal_form(self, factors: Factors, spec: LayerSpec, rank: tuple[int, ...], options: Options) -> Factors:
+        """Make the bases orthonormal again: unwhitening bends them and may leave extreme scales."""
+        found = dict(factors)
+        core = found["core"].flatten(3)
+        if "input" in found:
+            basis, triangle = lowrank.orthonormal(found["input"].flatten(2).mT)
+            found["input"] = basis.mT.reshape(found["input"].shape)
+            core = torch.einsum("goik,gji->gojk", core, triangle)
+        if "output" in found:
+            basis, triangle = lowrank.orthonormal(found["output"].flatten(2))
+            found["output"] = basis.reshape(found["output"].shape)
+            core = torch.einsum("gpo,goik->gpik", triangle, core)
+        found["core"] = core.reshape(found["core"].shape)
+        return found
 
-    def _normal_form(self, factors: Factors, spec: LayerSpec, options: Options) -> Factors:
-        """Make the rows of the input factor orthonormal again: unwhitening bends them and may leave extreme scales."""
-        if "input" not in factors:
-            return factors
-        into = factors["input"]
-        basis, triangle = torch.linalg.qr(into.flatten(2).mT)
-        sign = torch.where(triangle.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(into.dtype)
-        basis, triangle = basis * sign[:, None, :], triangle * sign[:, :, None]
-        core = torch.einsum("goik,gji->gojk", factors["core"].flatten(3), triangle)
-        return {**factors, "input": basis.mT.reshape(into.shape), "core": core.reshape(factors["core"].shape)}
+
+from_layer = Tucker2().from_layer

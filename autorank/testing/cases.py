@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import itertools
 import math
+import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from torch import Tensor, nn
 
+from autorank.layout import stored_weight
 from autorank.measure import dense_layer
 from autorank.solvers.whitening import LayerStats, collect
 from autorank.types import CallSize, Kind, LayerSpec
 
-_DENSE = {"conv1d": nn.Conv1d, "conv2d": nn.Conv2d, "conv3d": nn.Conv3d}
-_TRANSPOSED: tuple[Kind, ...] = ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+Sizes = int | tuple[int, ...]
+"""One number for all axes, or one for each."""
+
 _MODES = ("zeros", "reflect", "replicate", "circular")
 
 
@@ -50,7 +54,8 @@ class Case:
 
         shape = "x".join(map(str, s.weight_shape))
         geometry = f"s{short(s.stride)}-p{short(s.padding)}-{s.padding_mode}-d{short(s.dilation)}-g{s.groups}"
-        return f"{s.kind}-{shape}-{geometry}"
+        extra = f"-o{short(s.output_padding)}" if s.transposed else ""
+        return f"{s.kind}-{shape}-{geometry}{extra}"
 
     def input(self, batch: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
         """Return a random input of the layer."""
@@ -66,10 +71,10 @@ def random(shape: tuple[int, ...], seed: int) -> Tensor:
 
 
 def dense(spec: LayerSpec, weight: Tensor, bias: Tensor | None = None) -> nn.Module:
-    """Return PyTorch's own layer with this weight and bias."""
+    """Return PyTorch's own layer with this weight (T, S/groups, K1, ..., Kd) and bias."""
     module = dense_layer(spec).to(weight.dtype)
     with torch.no_grad():
-        module.weight.copy_(weight)  # type: ignore[operator]
+        module.weight.copy_(stored_weight(weight, spec))  # type: ignore[operator]
         if bias is not None:
             module.bias.copy_(bias)  # type: ignore[operator]
     return module
@@ -85,6 +90,7 @@ def make(
     padding_mode: str = "zeros",
     dilation: int | tuple[int, ...] = 1,
     groups: int = 1,
+    output_padding: int | tuple[int, ...] = 0,
     bias: bool = True,
     calls: int = 1,
 ) -> Case:
@@ -93,11 +99,11 @@ def make(
     Parameters
     ----------
     kind, shape
-        Kind of the layer and shape of its weight.
+        Kind of the layer and shape of its weight, (T, S/groups, K1, ..., Kd) for every kind.
     size : tuple of int
         Spatial sizes of the input, or a linear layer's leading dimensions after the batch.
-    stride, padding, padding_mode, dilation, groups, bias
-        As PyTorch's layers take them.
+    stride, padding, padding_mode, dilation, groups, output_padding, bias
+        As PyTorch's layers take them; `output_padding` for transposed convolutions only.
     calls : int
         How often the layer is called with this input.
     """
@@ -115,6 +121,8 @@ def make(
     )
     if kind == "linear":
         spec = replace(spec, padding=())
+    if spec.transposed:
+        spec = replace(spec, output_padding=_per_axis(output_padding, d))
     case = Case(spec, size)
     with torch.no_grad():
         out = dense(spec, torch.zeros(shape))(case.input(1, dtype=torch.float32))
@@ -124,6 +132,11 @@ def make(
 
 def grid() -> list[Case]:
     """Return the full grid: stride × padding × padding mode × dilation × groups × kernel × dimensions."""
+    return list(_grid())
+
+
+@cache
+def _grid() -> tuple[Case, ...]:
     cases = [
         make("linear", (10, 7), ()),
         make("linear", (7, 12), (), bias=False),
@@ -142,19 +155,97 @@ def grid() -> list[Case]:
     cases += _product("conv2d", [(3, 3), (3, 2)], [1, 2, (2, 1)], two, [1, 2, (1, 2)], (9, 8))
     three: list[int | tuple[int, ...] | str] = [(0, 0, 0), (1, 0, 1), "same"]
     cases += _product("conv3d", [(2, 3, 3)], [1, (2, 1, 2)], three, [1, (1, 2, 1)], (5, 7, 6))
-    return cases
+    return (*cases, *_transposed())
+
+
+def _transposed() -> list[Case]:
+    """Return the transposed part of the grid; PyTorch pads them with zeros only."""
+    # kind, size, kernel, stride, padding, output padding, dilation
+    wanted: list[tuple[Kind, tuple[int, ...], tuple[int, ...], Sizes, Sizes, Sizes, Sizes]] = [
+        ("conv_transpose1d", (7,), (3,), 1, 0, 0, 1),
+        ("conv_transpose1d", (7,), (3,), 2, 1, 1, 1),
+        ("conv_transpose1d", (7,), (4,), 2, 1, 0, 1),
+        ("conv_transpose1d", (7,), (4,), 3, 2, 2, 2),
+        ("conv_transpose1d", (7,), (2,), 2, 0, 0, 1),
+        ("conv_transpose2d", (5, 4), (3, 3), 1, 1, 0, 1),
+        ("conv_transpose2d", (5, 4), (3, 3), 2, 1, 1, 1),
+        ("conv_transpose2d", (5, 4), (3, 3), (2, 1), (0, 1), (1, 0), (1, 2)),
+        ("conv_transpose2d", (5, 4), (3, 3), 3, 0, 2, 1),
+        ("conv_transpose2d", (5, 4), (3, 2), 1, 0, 0, 2),
+        ("conv_transpose2d", (5, 4), (3, 2), (1, 2), (1, 0), (0, 1), 1),
+        ("conv_transpose2d", (5, 4), (4, 4), 2, 1, 0, 1),
+        ("conv_transpose2d", (5, 4), (4, 4), 2, 1, 0, 2),
+        ("conv_transpose2d", (5, 4), (2, 2), 2, 0, 0, 1),
+        ("conv_transpose2d", (5, 4), (2, 2), 3, 0, 1, 1),
+        ("conv_transpose2d", (5, 4), (1, 1), 1, 0, 0, 1),
+        ("conv_transpose2d", (5, 4), (1, 1), 2, 0, 1, 1),
+        ("conv_transpose2d", (5, 4), (1, 3), 2, (0, 1), 1, 1),
+        ("conv_transpose2d", (5, 4), (5, 5), 2, 2, (1, 0), 1),
+        ("conv_transpose3d", (3, 2, 3), (2, 3, 3), 1, (0, 1, 1), 0, 1),
+        ("conv_transpose3d", (3, 2, 3), (2, 3, 3), (2, 1, 2), (1, 0, 1), (1, 0, 1), (1, 2, 1)),
+        ("conv_transpose3d", (3, 2, 3), (2, 2, 2), 2, 0, 0, 1),
+        ("conv_transpose3d", (3, 2, 3), (1, 3, 3), (1, 2, 2), (0, 1, 1), (0, 1, 1), 1),
+    ]
+    return [
+        make(
+            kind,
+            (8, 6 // groups, *kernel),
+            size,
+            stride=stride,
+            padding=padding,
+            output_padding=output_padding,
+            dilation=dilation,
+            groups=groups,
+            bias=groups == 1,
+        )
+        for kind, size, kernel, stride, padding, output_padding, dilation in wanted
+        for groups in (1, 2)
+    ]
+
+
+_SHOWN = ("kernel", "stride", "padding", "padding_mode", "dilation", "groups", "output_padding")
+
+
+def thinned(cases: Sequence[Case], every: int) -> list[Case]:
+    """Return about one case in `every`, always the same ones, with all that the layers of each kind show somewhere.
+
+    Parameters
+    ----------
+    cases : sequence of Case
+    every : int
+        1 returns all. Each kernel, stride, padding and its mode, dilation, number of groups and output padding of a
+        kind stays in at least one case.
+    """
+    # In an order of no meaning: every fourth of a product of lists could have one value of the last ones only.
+    shuffled = sorted(range(len(cases)), key=lambda i: zlib.crc32(cases[i].id.encode()))
+    kept: set[int] = set()
+    seen: set[tuple[str, str, object]] = set()
+    for place, i in enumerate(shuffled):
+        spec = cases[i].spec
+        shown = {(spec.kind, name, getattr(spec, name)) for name in _SHOWN}
+        if place % every == 0 or not shown <= seen:
+            kept.add(i)
+            seen |= shown
+    return [cases[i] for i in sorted(kept)]
 
 
 def few() -> list[Case]:
     """Return a case of each kind, for tests that are slow or do not depend on the geometry."""
-    return [
+    return list(_few())
+
+
+@cache
+def _few() -> tuple[Case, ...]:
+    return (
         make("linear", (10, 7), (3,)),
         make("conv1d", (8, 3, 3), (10,), padding=1, stride=2, groups=2),
         make("conv2d", (8, 6, 3, 3), (9, 8), padding=1, padding_mode="reflect", stride=(2, 1)),
         make("conv2d", (8, 3, 3, 2), (9, 8), padding="same", dilation=(1, 2), groups=2, bias=False),
         make("conv2d", (10, 6, 1, 1), (6, 5), stride=2, calls=2),
         make("conv3d", (6, 4, 2, 3, 3), (5, 7, 6), padding=(1, 0, 1), padding_mode="circular"),
-    ]
+        make("conv_transpose1d", (8, 3, 4), (6,), stride=2, padding=1, groups=2),
+        make("conv_transpose2d", (8, 6, 3, 3), (5, 4), stride=2, padding=1, output_padding=1),
+    )
 
 
 def odd() -> list[LayerSpec]:
@@ -168,13 +259,13 @@ def odd() -> list[LayerSpec]:
         make("conv2d", (6, 1, 1, 1), (6, 6)),
         make("linear", (1, 5), ()),
         make("linear", (5, 1), ()),
+        make("conv_transpose1d", (8, 8, 3), (6,), padding=1),
+        make("conv_transpose2d", (8, 8, 3, 3), (6, 6), padding=1),
+        make("conv_transpose3d", (8, 8, 3, 3, 3), (4, 4, 4), padding=1),
+        make("conv_transpose2d", (8, 1, 4, 4), (6, 6), stride=2, padding=1, groups=8),
+        make("conv_transpose2d", (1, 6, 3, 3), (6, 6), stride=2, output_padding=1),
     ]
-    specs = [case.spec for case in (*cases, *few())]
-    for d in (1, 2, 3):
-        kind = _TRANSPOSED[d - 1]
-        ones = (1,) * d
-        specs.append(LayerSpec("block.up", kind, (8, 8, *(3,) * d), ones, ones, "zeros", ones, 1, True))
-    return specs
+    return [case.spec for case in (*cases, *few())]
 
 
 def separable_statistics(spec: LayerSpec) -> LayerStats:
@@ -183,6 +274,13 @@ def separable_statistics(spec: LayerSpec) -> LayerStats:
     mix = random((spec.groups, channels, channels), 5) * torch.logspace(0, -2, channels, dtype=torch.float64)[:, None]
     eye = torch.eye(positions, dtype=torch.float64)
     return LayerStats(torch.stack([torch.kron(block, eye) for block in mix @ mix.mT]).float(), 100)
+
+
+def gradient_covariance(spec: LayerSpec) -> Tensor:
+    """Return the covariance of uneven, correlated output gradients, (groups, T/groups, T/groups)."""
+    channels = spec.out_channels // spec.groups
+    mix = random((spec.groups, channels, channels), 6) * torch.logspace(0, -2, channels, dtype=torch.float64)[:, None]
+    return (mix @ mix.mT).float()
 
 
 def real_statistics(case: Case) -> LayerStats:

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from autorank import formats
 from autorank.errors import FormatError
-from autorank.formats import Factors, Options
+from autorank.formats import Options
 from autorank.testing import cases
 from autorank.testing.cases import Case, dense, random
 from autorank.testing.format_base import ContractBase, one_at_top
@@ -85,12 +85,12 @@ class LayerContract(ContractBase):
         """The factors compute what the dense convolution with the reconstructed weight computes."""
         spec = case.spec
         for options in self.choices(spec):
-            weight = random(spec.weight_shape, 0)
             bias = random((spec.out_channels,), 2) if spec.bias else None
             rank = self.middle_rank(spec, options)
-            factors = _double(self.format.fit(weight, spec, rank, options))
+            shapes = self.format.factor_shapes(spec, rank, options)
+            factors = {name: random(shape, seed) for seed, (name, shape) in enumerate(shapes.items())}
             layer = self.format.layer(spec, rank, options, factors, bias)
-            reference = dense(spec, self.format.reconstruct(factors, spec, options), bias)
+            reference = dense(spec, self.format.reconstruct(factors, spec, rank, options), bias)
             for batch in (1, 3):
                 x = case.input(batch)
                 torch.testing.assert_close(layer(x), reference(x), rtol=1e-9, atol=1e-9)
@@ -217,6 +217,41 @@ class LayerContract(ContractBase):
                 layer = layer.to(memory_format=layout)  # type: ignore[call-overload]
             torch.testing.assert_close(layer(x.clone(memory_format=layout)), expected)
 
+    def test_onnx(self, tmp_path_factory: pytest.TempPathFactory) -> None:
+        """ONNX Runtime computes what PyTorch does, for any batch size."""
+        import onnxruntime
 
-def _double(factors: Factors) -> Factors:
-    return {name: factor.double() for name, factor in factors.items()}
+        kinds: dict[str, Case] = {}
+        for sample in self.few():
+            kinds.setdefault(sample.spec.kind, sample)
+        kind = next(kind for kind in ("conv2d", "conv_transpose2d", "linear", *kinds) if self._takes(kinds.get(kind)))
+        sample, path = kinds[kind], tmp_path_factory.mktemp("onnx") / "layer.onnx"
+        options = next(self.choices(sample.spec))
+        layer = self.format.layer(sample.spec, self.middle_rank(sample.spec, options), options).eval()
+        x = sample.input(2, dtype=torch.float32)
+        batch = {0: torch.export.Dim("batch")}
+        torch.onnx.export(layer, (x,), path, dynamo=True, dynamic_shapes=(batch,), verbose=False)
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        for rows in (x, sample.input(5, dtype=torch.float32)):
+            (found,) = session.run(None, {session.get_inputs()[0].name: rows.numpy()})
+            torch.testing.assert_close(torch.from_numpy(found), layer(rows), rtol=1e-4, atol=1e-5)
+
+    def _takes(self, sample: Case | None) -> bool:
+        return sample is not None and any(True for _ in self.choices(sample.spec))
+
+    def test_from_layer(self, sample: Case) -> None:
+        """A layer is decomposed on its own, or built with fresh values for training from scratch."""
+        spec = sample.spec
+        options = next(self.choices(spec))
+        rank = self.middle_rank(spec, options)
+        layer = dense(spec, random(spec.weight_shape, 0)).float()
+        x = sample.input(2, dtype=torch.float32)
+        factors = self.format.fit(random(spec.weight_shape, 0).float(), spec, rank, options)
+        bias = layer.bias.detach() if spec.bias else None  # type: ignore[operator]
+        expected = self.format.layer(spec, rank, options, factors, bias)(x)
+        torch.testing.assert_close(self.format.from_layer(layer, rank, options)(x), expected)
+        fresh = self.format.from_layer(layer.double(), rank, options, fresh=True)
+        assert {parameter.dtype for parameter in fresh.parameters()} == {torch.float64}
+        assert fresh(x.double()).shape == expected.shape
+        with pytest.raises(FormatError, match="BatchNorm"):
+            self.format.from_layer(nn.BatchNorm2d(3), rank, options)

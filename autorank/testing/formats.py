@@ -8,8 +8,11 @@
 
 from __future__ import annotations
 
+from autorank.testing.format_base import CONVOLUTIONS
 from autorank.testing.format_fits import FitContract
 from autorank.testing.format_layers import LayerContract
+
+__all__ = ["CONVOLUTIONS", "FormatContract"]
 
 
 class FormatContract(LayerContract, FitContract):
@@ -23,4 +26,8 @@ class FormatContract(LayerContract, FitContract):
         The layer kinds of which the format must take at least one layer; it must refuse those of all others.
     exact_at_max_rank : bool
         Whether the largest rank writes every weight exactly.
+    slack : float
+        By how much, relative to the weight, an iterative fit may miss an order of errors that the best fits have.
+    every : int
+        Take one case of the grid in so many (see `cases.thinned`), for formats whose steps are like another's.
     """

@@ -42,7 +42,8 @@ class LayerSpec:
         Qualified module name in the model.
     kind : Kind
     weight_shape : tuple of int
-        (T, S/groups, K1, ..., Kd) as PyTorch stores it; (T, S) for a linear layer.
+        (T, S/groups, K1, ..., Kd) for every kind; (T, S) for a linear layer. PyTorch stores the weight of a transposed
+        convolution as (S, T/groups, K1, ..., Kd): `autorank.layout` converts.
     stride, dilation : tuple of int
         One entry per spatial dimension (empty for a linear layer).
     padding : tuple of int or str
@@ -55,6 +56,8 @@ class LayerSpec:
         The calls seen in one forward pass of one example; empty when the spec was read off a module without running it.
     dtype : str
         Number type of the weight, as PyTorch names it without ``torch.``.
+    output_padding : tuple of int
+        Of a transposed convolution, one entry per spatial dimension; empty for all other kinds.
     """
 
     name: str
@@ -68,6 +71,21 @@ class LayerSpec:
     bias: bool = False
     calls: tuple[CallSize, ...] = ()
     dtype: str = "float32"
+    output_padding: tuple[int, ...] = ()
+
+    @property
+    def transposed(self) -> bool:
+        """Whether the layer is a transposed convolution."""
+        return self.kind.startswith("conv_transpose")
+
+    def pads(self, axis: int) -> tuple[int, int]:
+        """Return the padding before and after a spatial axis; ``same`` pads one more after it where it is uneven."""
+        if self.padding == "same":
+            total = self.dilation[axis] * (self.kernel[axis] - 1)
+            return total // 2, total - total // 2
+        if isinstance(self.padding, str):
+            return 0, 0
+        return self.padding[axis], self.padding[axis]
 
     @property
     def out_channels(self) -> int:
@@ -96,7 +114,12 @@ class LayerSpec:
 
     @property
     def macs(self) -> int:
-        """MACs of the dense layer over all its calls for one example."""
+        """MACs of the dense layer over all its calls for one example.
+
+        Every weight is used once per output position; by a transposed convolution, once per input position.
+        """
+        if self.transposed:
+            return self.weight_count * sum(call.batch * math.prod(call.input) for call in self.calls)
         return self.weight_count * sum(call.positions for call in self.calls)
 
 

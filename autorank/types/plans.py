@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from autorank.types.layers import Scalar
 
@@ -14,6 +14,11 @@ from autorank.types.layers import Scalar
 def canonical_json(value: object) -> str:
     """Return the one JSON text of `value`: sorted keys, no spaces, no NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def whitens(options: tuple[tuple[str, Scalar], ...], side: Literal["input", "output"]) -> bool:
+    """Say whether format options ask for a fit weighted by the layer's inputs or by the gradients at its outputs."""
+    return dict(options).get("whiten", "none") in (side, "both")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +34,10 @@ class Choice:
     def option(self, name: str, default: Scalar) -> Scalar:
         """Return the value of the format option `name`, or `default`."""
         return dict(self.options).get(name, default)
+
+    def whitens(self, side: Literal["input", "output"]) -> bool:
+        """Say whether the fit is weighted by the layer's inputs or by the gradients at its outputs."""
+        return whitens(self.options, side)
 
     def to_json(self) -> dict[str, Any]:
         """Return a plain dictionary; empty fields are left out."""

@@ -57,7 +57,8 @@ class LayerResult:
     output_error : float or None
         Relative root-mean-square error of the layer's output under the input covariance; None without statistics.
     sensitivity : float or None
-        Sensitivity of the factors (CP and tensor chain); None where it has no meaning.
+        Expected squared error of the weight under noise of variance one on every entry of the factors; None in
+        records of versions that did not report it.
     macs, params : int
         Cost of the decomposed layer; macs_dense, params_dense those of the dense one.
     latency_ms, latency_dense_ms : float or None

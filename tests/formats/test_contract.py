@@ -1,6 +1,6 @@
-"""Every shipped format against the contract."""
+"""The SVDs and Tucker-2 against the contract; the others, run by the same chain, take a part of the grid."""
 
-from autorank.testing.formats import FormatContract
+from autorank.testing.formats import CONVOLUTIONS, FormatContract
 
 
 class TestChannelSVD(FormatContract):
@@ -9,9 +9,10 @@ class TestChannelSVD(FormatContract):
 
 class TestSpatialSVD(FormatContract):
     format_name = "spatial_svd"
-    kinds = ("conv2d", "conv3d")
+    kinds = ("conv2d", "conv3d", "conv_transpose2d", "conv_transpose3d")
+    every = 3
 
 
 class TestTucker2(FormatContract):
     format_name = "tucker2"
-    kinds = ("conv1d", "conv2d", "conv3d")
+    kinds = CONVOLUTIONS

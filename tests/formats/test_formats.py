@@ -6,6 +6,7 @@ from torch import nn
 
 from autorank import formats
 from autorank.errors import FormatError
+from autorank.formats import channel_svd
 from autorank.formats.channel_svd import ChannelSVD
 from autorank.formats.tucker2 import Tucker2
 from autorank.testing.cases import make, random
@@ -56,6 +57,13 @@ def test_a_name_can_be_registered_again_by_its_own_class_only():
         ("spatial_svd", SQUARE, (("first", "d"),), "one of h, w"),
         ("spatial_svd", SQUARE, (("first", "hw"),), "one of h, w"),
         ("channel_svd", SQUARE, (("first", "h"),), "unknown option 'first'"),
+        ("block_term", SQUARE, (("blocks", 2.0),), "option blocks must be one of 2, 4, 8, not 2.0"),
+        ("block_term", SQUARE, (("blocks", "2"),), "option blocks must be one of 2, 4, 8, not '2'"),
+        ("tensor_train", SQUARE, (("inner", True),), "option inner must be one of"),
+        ("tensor_train", SQUARE, (("inner", [1.0]),), "option inner must be one of"),
+        ("channel_svd", SQUARE, (("whiten", ["input"]),), "option whiten must be one of"),
+        ("kronecker", SQUARE, (("a", ["2x2x1x1"]),), "option a must be"),
+        ("kronecker", SQUARE, (("a", True),), "option a must be"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
@@ -63,13 +71,28 @@ def test_refusals(name, spec, options, reason):
     assert reason in formats.get(name).supports(spec, options)
 
 
-@pytest.mark.parametrize("name", ["channel_svd", "spatial_svd", "tucker2"])
-@pytest.mark.parametrize("kind", ["conv_transpose1d", "conv_transpose2d", "conv_transpose3d"])
-def test_transposed_convolutions_are_refused(name, kind):
-    d = int(kind[-2])
-    ones = (1,) * d
-    spec = LayerSpec("up", kind, (8, 8, *(3,) * d), ones, ones, "zeros", ones)
-    assert kind in formats.get(name).supports(spec)
+def test_a_whole_number_may_stand_for_a_float_option():
+    assert formats.get("tensor_train").supports(SQUARE, (("inner", 1),)) is None
+
+
+@pytest.mark.parametrize("rank", [None, 2.0, "2", True, [2, 2], (), torch.tensor(2)], ids=str)
+def test_from_layer_refuses_a_wrong_rank_with_the_range(rank):
+    with pytest.raises(FormatError, match="R from 1 to 8"):
+        channel_svd.from_layer(nn.Conv2d(6, 8, 3), rank)
+
+
+@pytest.mark.parametrize("options", [None, 5, "whiten", ["whiten", "input"]], ids=str)
+def test_from_layer_refuses_options_that_are_no_mapping(options):
+    with pytest.raises(FormatError, match="mapping"):
+        channel_svd.from_layer(nn.Conv2d(6, 8, 3), 2, options)
+
+
+@pytest.mark.parametrize(
+    "layer", [None, torch.ones(8, 6), nn.ReLU(), nn.Linear(6, 8, device="meta")], ids=lambda v: type(v).__name__
+)
+def test_from_layer_refuses_what_is_no_layer(layer):
+    with pytest.raises(FormatError, match="decomposed"):
+        channel_svd.from_layer(layer, 2)
 
 
 def test_spatial_svd_of_a_depthwise_convolution_is_the_separable_filter():
@@ -77,7 +100,7 @@ def test_spatial_svd_of_a_depthwise_convolution_is_the_separable_filter():
     assert fmt.supports(DEPTHWISE) is None
     outer = random((8, 1, 3, 1), 0) * random((8, 1, 1, 3), 1)
     factors = fmt.fit(outer, DEPTHWISE, (1,))
-    torch.testing.assert_close(fmt.reconstruct(factors, DEPTHWISE), outer.float())
+    torch.testing.assert_close(fmt.reconstruct(factors, DEPTHWISE, (1,)), outer.float())
     assert fmt.cost(DEPTHWISE, (1,)).params == 8 * (3 + 3) + 8
 
 
@@ -157,7 +180,7 @@ def test_channel_svd_error_is_the_tail_of_the_singular_values():
     values = torch.linalg.svdvals(weight)
     for rank in range(1, 8):
         factors = ChannelSVD().fit(weight, spec, (rank,))
-        error = (ChannelSVD().reconstruct(factors, spec) - weight).norm()
+        error = (ChannelSVD().reconstruct(factors, spec, (rank,)) - weight).norm()
         assert float(error) == pytest.approx(float(values[rank:].square().sum().sqrt()), abs=1e-5)
 
 

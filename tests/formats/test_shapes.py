@@ -25,6 +25,8 @@ def layers(draw):
     kernel = tuple(draw(st.integers(1, 4)) for _ in range(d))
     dilation = tuple(draw(st.integers(1, 2)) for _ in range(d))
     reach = [e * (k - 1) + 1 for e, k in zip(dilation, kernel, strict=True)]
+    if draw(st.booleans()):
+        return transposed(draw, (*shape, *kernel), dilation, reach, groups)
     size = tuple(draw(st.integers(r, r + 4)) for r in reach)
     mode = draw(st.sampled_from(["zeros", "reflect", "replicate", "circular"]))
     stride = tuple(draw(st.integers(1, 3)) for _ in range(d))
@@ -47,6 +49,27 @@ def layers(draw):
     )
 
 
+def transposed(draw, shape, dilation, reach, groups):
+    d = len(reach)
+    size = tuple(draw(st.integers(1, 4)) for _ in range(d))
+    stride = tuple(draw(st.integers(1, 3)) for _ in range(d))
+    more = tuple(draw(st.integers(0, max(s, e) - 1)) for s, e in zip(stride, dilation, strict=True))
+    whole = [(n - 1) * s + r + o for n, s, r, o in zip(size, stride, reach, more, strict=True)]
+    # at least one output is left when both ends are cropped
+    padding = tuple(draw(st.integers(0, min(3, (w - 1) // 2))) for w in whole)
+    return make(
+        f"conv_transpose{d}d",
+        shape,
+        size,
+        stride=stride,
+        padding=padding,
+        output_padding=more,
+        dilation=dilation,
+        groups=groups,
+        bias=draw(st.booleans()),
+    )
+
+
 @pytest.mark.parametrize("name", formats.names())
 @bounded
 @given(case=layers(), share=st.floats(0, 1), seed=st.integers(0, 99))
@@ -61,7 +84,7 @@ def test_layer_and_cost(name, case, share, seed):
         factors = {k: v.double() for k, v in fmt.fit(weight, spec, rank, options).items()}
         layer = fmt.layer(spec, rank, options, factors, bias)
         x = case.input(2, seed + 2)
-        reference = dense(spec, fmt.reconstruct(factors, spec, options), bias)
+        reference = dense(spec, fmt.reconstruct(factors, spec, rank, options), bias)
         torch.testing.assert_close(layer(x), reference(x), rtol=1e-9, atol=1e-9)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             layer(x[:1])
