@@ -18,6 +18,7 @@ from autorank.errors import AutorankError
 from autorank.types import Choice, Plan
 
 if TYPE_CHECKING:
+    from autorank import formats
     from autorank.compression import compress
     from autorank.export import load
     from autorank.profiling import profile
@@ -31,6 +32,7 @@ _LAZY = {
     "SearchResult": "autorank.sweep",
     "Task": "autorank.tasks",
     "compress": "autorank.compression",
+    "formats": "autorank.formats",
     "load": "autorank.export",
     "load_task": "autorank.tasks",
     "open_sweep": "autorank.sweep",
@@ -48,6 +50,7 @@ __all__ = [
     "SearchResult",
     "Task",
     "compress",
+    "formats",
     "load",
     "load_task",
     "open_sweep",
@@ -68,6 +71,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'autorank' has no attribute {name!r}")
     from importlib import import_module
 
-    value = getattr(import_module(_LAZY[name]), name)
+    module = import_module(_LAZY[name])
+    value = module if module.__name__ == f"{__name__}.{name}" else getattr(module, name)
     globals()[name] = value
     return value

@@ -120,7 +120,7 @@ def candidates_of(file: SpaceFile, spec: LayerSpec, settings: LayerSettings) -> 
             continue
         sets = list(_option_sets(fmt, spec, entry, settings, where))
         if not sets:
-            reasons.append(f"{entry.name} offers none of the whitenings asked for")
+            reasons.append(f"{entry.name} offers none of the options or whitenings asked for")
         for options in sets:
             refused = fmt.supports(spec, options)
             if refused is not None:
@@ -143,16 +143,12 @@ def _option_sets(
     fmt: Format, spec: LayerSpec, entry: FormatEntry, settings: LayerSettings, where: str
 ) -> Iterator[Options]:
     """Yield the option sets of a format that the file allows, whitening included."""
-    variants = fmt.variants(spec) or ((),)
     wanted = dict(entry.options)
     shrinks = wanted.pop("shrink", [])
     for shrink in shrinks:
         if isinstance(shrink, bool | str) or not 0 <= shrink <= 1:
             raise SpaceError(f"{where}.shrink: {shrink!r} is not a number from 0 to 1")
-    offered: dict[str, list[Scalar]] = {}
-    for variant in variants:
-        for key, value in variant:
-            offered.setdefault(key, []).append(value)
+    offered = dict.fromkeys(key for variant in fmt.variants(spec) for key, _ in variant)
     for key, values in wanted.items():
         if key not in offered:
             allowed = [*FormatEntry.model_fields, "shrink", *offered]
@@ -161,13 +157,11 @@ def _option_sets(
                 f"{did_you_mean(key, allowed)}; allowed are {', '.join(allowed)}"
             )
         for value in values:
-            if value not in offered[key]:
-                allowed_values = ", ".join(map(str, dict.fromkeys(offered[key])))
-                raise SpaceError(f"{where}.{key}: {fmt.name} has no {key}={value}; allowed are {allowed_values}")
+            wrong = fmt.wrong_value(spec, key, value)
+            if wrong is not None:
+                raise SpaceError(f"{where}.{key}: {fmt.name} has no {key}={value}; {wrong}")
     whitens, _ = settings.value(entry, "whiten")
-    for variant in variants:
-        if any(key in wanted and value not in wanted[key] for key, value in variant):
-            continue
+    for variant in fmt.option_sets(spec, wanted):
         for whiten in whitens:
             if whiten not in fmt.whitenings(spec, variant):
                 continue

@@ -251,6 +251,16 @@ def spaces(name: Annotated[str | None, typer.Argument(help="Print this space's f
 
 
 @app.command()
+def formats(
+    markdown: Annotated[bool, typer.Option("--markdown", help="As Markdown, with the reasons.")] = False,
+) -> None:
+    """Show which decomposition format takes which kind of layer, and why not where it does not."""
+    from autorank.show import print_formats
+
+    print_formats(markdown)
+
+
+@app.command()
 def demo(
     directory: Annotated[Path, typer.Option(help="Where to keep weights and sweep.")] = Path("sweeps/demo"),
     trials: Annotated[int, typer.Option(min=1, help="How many plans to try.")] = 40,

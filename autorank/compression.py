@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from autorank.errors import ModelError, PlanError
 from autorank.plan import apply, check
 from autorank.profiling import profile
 from autorank.solvers import whitening
+from autorank.solvers.gradients import collect_gradients
 from autorank.types import Plan
 
 
@@ -22,6 +24,7 @@ def compress(
     plan: Plan | Mapping[str, Any] | str | Path,
     *,
     calibration: Iterable[torch.Tensor | tuple[torch.Tensor, ...]] | None = None,
+    loss: Callable[[Any], torch.Tensor] | None = None,
 ) -> nn.Module:
     """Return a copy of the model in which the plan's layers are decomposed; the model itself is not changed.
 
@@ -34,6 +37,13 @@ def compress(
         A plan, its JSON form, or a ``plan.json``.
     calibration : iterable of Tensor or tuple of Tensor, optional
         Batches of model inputs; needed when a layer of the plan is whitened.
+    loss : callable, optional
+        From the model's outputs to one number, the losses of the batch's examples added up; needed when a layer has
+        ``whiten=output`` or ``both``. As there are no labels, draw them from the model's own predictions, or take
+        `autorank.solvers.gradients.fisher_loss`, which stands for all draws at once::
+
+            generator = torch.Generator().manual_seed(0)
+            compress(model, plan, calibration=batches, loss=lambda logits: fisher_loss(logits, generator))
 
     Returns
     -------
@@ -43,7 +53,7 @@ def compress(
     Raises
     ------
     PlanError
-        The plan does not fit the model, or it whitens and there is no calibration data.
+        The plan does not fit the model, or it whitens and there is no calibration data or no loss.
     """
     plan = as_plan(plan)
     if not isinstance(model, nn.Module):
@@ -52,14 +62,27 @@ def compress(
         raise ModelError(f"compress takes a torch.nn.Module or a function that makes one, not {type(model).__name__}")
     check(model, plan)
     stats = None
-    whitened = [name for name, choice in plan.layers if choice.option("whiten", "none") != "none"]
+    outputs = [name for name, choice in plan.layers if choice.whitens("output")]
+    whitened = [name for name, choice in plan.layers if choice.whitens("input") or name in outputs]
+    if loss is not None and not callable(loss):
+        raise PlanError(f"loss must be a function of the model's outputs, not a {type(loss).__name__}")
     if whitened:
         if calibration is None:
             raise PlanError(
-                f"layer {whitened[0]!r} is whitened, so the plan needs input statistics: "
+                f"layer {whitened[0]!r} is whitened, so the plan needs statistics of its inputs: "
                 "give calibration=, an iterable of input batches"
             )
-        batches = [batch if isinstance(batch, tuple) else (batch,) for batch in calibration]
+        if outputs and loss is None:
+            raise PlanError(
+                f"the output of layer {outputs[0]!r} is whitened, so the plan needs gradients of the loss: "
+                "give loss=, a function from the model's outputs to the sum of the examples' losses"
+            )
+        try:
+            given = iter(calibration)
+        except TypeError:
+            what = type(calibration).__name__
+            raise PlanError(f"calibration must be an iterable of batches of model inputs, not {what}") from None
+        batches = [batch if isinstance(batch, tuple) else (batch,) for batch in given]
         if not batches:
             raise PlanError("calibration has no batch; give at least one batch of model inputs")
         try:
@@ -70,6 +93,10 @@ def compress(
             ) from None
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         stats = whitening.collect(model, specs, batches, str(device))
+        if outputs and loss is not None:
+            chosen = [spec for spec in specs if spec.name in outputs]
+            gradients = collect_gradients(model, chosen, [(batch, loss) for batch in batches], device)
+            stats = {name: replace(each, gradient=gradients.get(name)) for name, each in stats.items()}
     return apply(model, plan, stats=stats)[0]
 
 

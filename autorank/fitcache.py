@@ -27,7 +27,7 @@ from autorank.solvers.kept import DIGESTS, digest
 from autorank.solvers.whitening import LayerStats
 from autorank.types import Choice, LayerSpec, canonical_json
 
-LAYOUT = 1
+LAYOUT = 2
 """Raised when what a cache file holds changes."""
 
 
@@ -63,7 +63,8 @@ class FitCache:
         factors : dict of Tensor
             float32, on the device of `weight`, the caller's own.
         info : dict
-            ``weight_error`` (‖W − Ŵ‖ / ‖W‖), ``output_error`` (relative, None without `stats`) and ``hit``.
+            ``weight_error`` (‖W − Ŵ‖ / ‖W‖), ``output_error`` (relative, None without `stats`), ``sensitivity`` (of the
+            weight to noise on the factors) and ``hit``.
 
         Raises
         ------
@@ -89,7 +90,7 @@ class FitCache:
             "torch": torch.__version__,
             "device": weight.device.type,  # a GPU rounds otherwise, and an outcome must not depend on who was first
             "weight": digest(weight),
-            "stats": None if stats is None else [DIGESTS(stats.covariance), stats.factorised],
+            "stats": None if stats is None else _used(stats, choice),
             "spec": asdict(replace(spec, name="", calls=(), bias=False)),
             "format": choice.format,
             "rank": choice.rank,
@@ -148,6 +149,14 @@ def _content(factors: Mapping[str, Tensor], info: str) -> str:
     return hashlib.sha256("\n".join([info, *parts]).encode()).hexdigest()
 
 
+def _used(stats: LayerStats, choice: Choice) -> list[object]:
+    """Return what identifies the statistics; the gradients matter only where the output is whitened."""
+    inputs: list[object] = [DIGESTS(stats.covariance), stats.factorised]
+    if stats.gradient is None or not choice.whitens("output"):
+        return inputs
+    return [*inputs, DIGESTS(stats.gradient)]
+
+
 @lru_cache
 def _code(module: str) -> str:
     """Return a hash of the source of all formats and solvers, and of the module that defines the format."""
@@ -168,10 +177,11 @@ def _errors(
     dense = (
         weight.detach().to(torch.float64) if weight.device.type != "mps" else weight.detach().cpu().to(torch.float64)
     )
-    approx = fmt.reconstruct(factors, spec, choice.options).detach().to(dense)
+    approx = fmt.reconstruct(factors, spec, choice.rank, choice.options).detach().to(dense)
     norm = torch.linalg.vector_norm(dense)
     error = torch.linalg.vector_norm(dense - approx)
     return {
         "weight_error": float(error / norm) if norm > 0 else float(error),
         "output_error": None if stats is None else whitening.output_error(dense, approx, stats),
+        "sensitivity": fmt.sensitivity(factors, spec, choice.rank, choice.options),
     }

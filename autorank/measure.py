@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,15 @@ from autorank.types import CallSize, Choice, Cost, LayerSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+_CONVOLUTIONS: dict[str, type[nn.Module]] = {
+    "conv1d": nn.Conv1d,
+    "conv2d": nn.Conv2d,
+    "conv3d": nn.Conv3d,
+    "conv_transpose1d": nn.ConvTranspose1d,
+    "conv_transpose2d": nn.ConvTranspose2d,
+    "conv_transpose3d": nn.ConvTranspose3d,
+}
 
 WARM_UP_RUNS = 3
 MIN_BLOCKS = 5
@@ -296,22 +305,19 @@ def _time_layer(
 
 
 def dense_layer(spec: LayerSpec) -> nn.Module:
-    """Build the dense layer that `spec` describes, freshly initialised; ModelError for a transposed convolution."""
+    """Build the dense layer that `spec` describes, freshly initialised."""
     dtype = getattr(torch, spec.dtype)
     if spec.kind == "linear":
         return nn.Linear(spec.in_channels, spec.out_channels, spec.bias).to(dtype)
-    classes: dict[str, type[nn.Module]] = {"conv1d": nn.Conv1d, "conv2d": nn.Conv2d, "conv3d": nn.Conv3d}
-    if spec.kind not in classes:
-        raise ModelError(f"layer {spec.name!r}: a {spec.kind} layer cannot be built from its description")
-    layer = classes[spec.kind](
-        spec.in_channels,
-        spec.out_channels,
-        spec.kernel,
-        stride=spec.stride,
-        padding=spec.padding,
-        padding_mode=spec.padding_mode,
-        dilation=spec.dilation,
-        groups=spec.groups,
-        bias=spec.bias,
-    )
+    settings: dict[str, Any] = {
+        "stride": spec.stride,
+        "padding": spec.padding,
+        "padding_mode": spec.padding_mode,
+        "dilation": spec.dilation,
+        "groups": spec.groups,
+        "bias": spec.bias,
+    }
+    if spec.transposed:
+        settings["output_padding"] = spec.output_padding or (0,) * len(spec.kernel)
+    layer = _CONVOLUTIONS[spec.kind](spec.in_channels, spec.out_channels, spec.kernel, **settings)
     return layer.to(dtype)  # drawn in float32, as a model that is cast afterwards is

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from autorank import formats
@@ -13,6 +12,8 @@ from autorank.copying import model_copy
 from autorank.errors import FormatError, PlanError
 from autorank.fitcache import FitCache
 from autorank.formats import Factors
+from autorank.formats.replacing import in_place_of
+from autorank.layout import canonical_weight
 from autorank.measure import undisturbed
 from autorank.modules import Reading, read, substitute
 from autorank.seeding import seeded
@@ -58,7 +59,8 @@ def apply(
     specs : sequence of LayerSpec
         Layers of the model's profile; they hold the calls from which MACs are computed (0 without them).
     stats : mapping of str to LayerStats, optional
-        Input statistics by layer; needed for the layers that the plan whitens.
+        Statistics by layer; needed for the layers that the plan whitens: of inputs for ``whiten=input``, of gradients
+        for ``whiten=output``.
     cache : FitCache, optional
         Where earlier fits are looked up.
 
@@ -78,12 +80,13 @@ def apply(
         A weight cannot be decomposed.
     """
     known = _checked(model, plan, specs)
-    missing = [n for n, c in plan.layers if c.option("whiten", "none") != "none" and n not in (stats or {})]
-    if missing:
-        raise PlanError(
-            f"layer {missing[0]!r}: its choice whitens, and there are no input statistics for it; "
-            "collect them, or take the option 'whiten' out of the plan"
-        )
+    for name, choice in plan.layers:
+        missing = _missing(choice, (stats or {}).get(name))
+        if missing:
+            raise PlanError(
+                f"layer {name!r}: its choice has whiten={choice.option('whiten', 'none')}, and there are no {missing} "
+                "statistics for it; collect them, or take the option 'whiten' out of the plan"
+            )
     cache = cache or FitCache(None)
     copied = model_copy(model)
     results = []
@@ -93,7 +96,8 @@ def apply(
         weight = old.weight
         assert isinstance(weight, Tensor)
         with undisturbed():
-            factors, info = cache.get_or_fit(fmt, weight.detach(), spec, choice, (stats or {}).get(name), plan.seed)
+            plain = canonical_weight(weight.detach(), spec)
+            factors, info = cache.get_or_fit(fmt, plain, spec, choice, (stats or {}).get(name), plan.seed)
             changes[old] = _layer(old, spec, choice, factors)
         cost = fmt.cost(spec, choice.rank, choice.options)
         results.append(
@@ -102,6 +106,7 @@ def apply(
                 choice=choice,
                 weight_error=info["weight_error"],
                 output_error=info["output_error"],
+                sensitivity=info["sensitivity"],
                 macs=cost.macs,
                 params=cost.params,
                 macs_dense=spec.macs,
@@ -109,6 +114,14 @@ def apply(
             )
         )
     return substitute(copied, changes), tuple(results)
+
+
+def _missing(choice: Choice, stats: LayerStats | None) -> str:
+    """Say which statistics a choice needs and has not; empty when all are there."""
+    missing = ["input"] if stats is None and choice.whitens("input") else []
+    if choice.whitens("output") and (stats is None or stats.gradient is None):
+        missing.append("gradient")
+    return " and ".join(missing)
 
 
 def build(model: nn.Module, plan: Plan) -> nn.Module:
@@ -143,22 +156,8 @@ def _targets(model: nn.Module, plan: Plan) -> Iterator[nn.Module]:
 
 
 def _layer(old: nn.Module, spec: LayerSpec, choice: Choice, factors: Factors | None) -> nn.Module:
-    """Return the layer that takes the place of `old`, with its device, number type, mode and what is trained."""
-    weight, bias = old.weight, old.bias
-    assert isinstance(weight, Tensor)
-    new = formats.get(choice.format).layer(spec, choice.rank, choice.options, factors)
-    new = new.to(weight.device, weight.dtype).train(old.training)
-    layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(weight.ndim)
-    # Where a size is one a weight may look like both; such a layer then follows its model, as the dense one does.
-    if layout is not None and weight.is_contiguous(memory_format=layout) and not weight.is_contiguous():
-        new = new.to(memory_format=layout)  # type: ignore[call-overload]
-    for name, parameter in new.named_parameters():
-        if name.rpartition(".")[2] == "bias" and isinstance(bias, Tensor):
-            parameter.data = bias.detach().clone()  # not by way of the factors' type, where it might lose digits
-            parameter.requires_grad_(bias.requires_grad)
-        else:
-            parameter.requires_grad_(weight.requires_grad)
-    return new
+    """Return the layer that takes the place of `old`."""
+    return in_place_of(old, formats.get(choice.format).layer(spec, choice.rank, choice.options, factors))
 
 
 def _checked(model: nn.Module, plan: Plan, specs: Sequence[LayerSpec]) -> dict[str, LayerSpec]:

@@ -7,9 +7,11 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import nn
@@ -24,6 +26,7 @@ from autorank.profiling import profile as profile_model
 from autorank.progress import Reporter
 from autorank.recover import Teacher
 from autorank.solvers import whitening
+from autorank.solvers.gradients import Loss, collect_gradients
 from autorank.space import SearchSpace, build_space, read_space
 from autorank.tasks import Task
 from autorank.trial import TrialContext, versions
@@ -31,6 +34,8 @@ from autorank.types import Choice, Evaluation, LayerSpec, ModelProfile, SweepHea
 
 # Seconds of measuring per layer in the table that predicts latencies: hundreds of candidates must not take minutes.
 LAYER_SECONDS = 0.05
+# A pass with gradients keeps all activations of its batch.
+GRADIENT_BATCH = 32
 Latencies = Mapping[tuple[str, Choice | None], float]
 
 
@@ -203,15 +208,22 @@ def _statistics(
     cache: Path,
     reporter: Reporter,
 ) -> Path | None:
-    """Collect the input covariances of the layers that a candidate whitens, once per sweep."""
-    specs = [
-        layer.spec
-        for layer in space.layers
-        if any(c.choice.option("whiten", "none") != "none" for c in layer.candidates)
-    ]
+    """Collect the statistics of the layers that a candidate whitens, once per sweep.
+
+    Inputs of all of them, by which the errors of outputs are told as well, and gradients of those whose outputs are
+    whitened.
+    """
+
+    def whitened(*sides: Literal["input", "output"]) -> list[LayerSpec]:
+        return [
+            layer.spec for layer in space.layers if any(c.choice.whitens(s) for c in layer.candidates for s in sides)
+        ]
+
+    specs, outputs = whitened("input", "output"), whitened("output")
     if not specs:
         return None
-    path = cache / f"stats-{_key(task, config.calibration, *sorted(spec.name for spec in specs))}.safetensors"
+    contents = [sorted(spec.name for spec in some) for some in (specs, outputs)]
+    path = cache / f"stats-{_key(task, config.calibration, *contents)}.safetensors"
     if path.is_file():
         try:
             whitening.load(path)
@@ -227,8 +239,29 @@ def _statistics(
             yield batch.inputs
             reporter.step(what, min(done + 1, total), total)
 
-    whitening.save(whitening.collect(model, specs, inputs(), device, examples=config.calibration), path)
+    stats = whitening.collect(model, specs, inputs(), device, examples=config.calibration)
+    if outputs:
+        gradients = _gradients(model, task, outputs, config, device, reporter)
+        stats = {name: replace(each, gradient=gradients.get(name)) for name, each in stats.items()}
+    whitening.save(stats, path)
     return path
+
+
+def _gradients(
+    model: nn.Module, task: Task, specs: Sequence[LayerSpec], config: SweepConfig, device: str, reporter: Reporter
+) -> dict[str, torch.Tensor]:
+    """Collect the covariances of the gradients of the task's loss at the outputs of layers."""
+    what = "loss gradients"
+    total = -(-config.calibration // GRADIENT_BATCH)
+    reporter.step(what, 0, total)
+    generator = torch.Generator().manual_seed(0)
+
+    def batches() -> Iterator[tuple[tuple[torch.Tensor, ...], Loss]]:
+        for done, batch in enumerate(task.calibration_batches(config.calibration, GRADIENT_BATCH, device)):
+            yield batch.inputs, partial(task.sampled_loss, batch=batch, generator=generator)
+            reporter.step(what, min(done + 1, total), total)
+
+    return collect_gradients(model, specs, batches(), device, examples=config.calibration)
 
 
 def _latencies(

@@ -161,18 +161,23 @@ def _plan(header: SweepHeader, point: FrontPoint) -> list[str]:
         row = [f"`{_text(name)}`", "×".join(map(str, shape)) if shape else "?", choice.format + bits]
         row += ["×".join(map(str, choice.rank)), options or "–"]
         if result is None:
-            row += [""] * (6 if timed else 4)
+            row += [""] * (7 if timed else 5)
         else:
             row += [_share(result.macs, result.macs_dense), _share(result.params, result.params_dense)]
             row += [f"{result.weight_error:.3f}", _optional(result.output_error)]
+            row.append("–" if result.sensitivity is None else f"{result.sensitivity:.3g}")
             if timed:
                 row += [_milliseconds(result.latency_dense_ms, None), _milliseconds(result.latency_ms, None)]
         rows.append([*row, "slower" if name in point.slower_layers else ""])
     columns = ["layer", "dense shape", "format", "rank", "options", "MACs kept", "params kept", "weight error"]
-    columns += ["output error", *(["dense time", "time"] if timed else []), ""]
+    columns += ["output error", "sensitivity", *(["dense time", "time"] if timed else []), ""]
     lines = [_table(columns, rows)] if rows else ["No layer is decomposed: this is the dense model."]
     if rows:
-        lines.append("Errors are relative: of the weight (Frobenius), and of the layer's output where it was known.")
+        lines.append(
+            "Errors are relative: of the weight (Frobenius), and of the layer's output where it was known. A whitened "
+            "fit gives up the one for the other, so its weight error may be large. Sensitivity is the expected squared "
+            "error of the weight under noise of variance one on every entry of the factors."
+        )
     dense = [f"`{_text(name)}`" for name in shapes if name not in choices]
     if dense:
         lines.append(f"Left dense by the plan ({len(dense)}): {', '.join(dense)}.")

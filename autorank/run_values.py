@@ -175,6 +175,7 @@ def trial_values(record: TrialRecord, sweep_id: str) -> RunValues:
         "score_bn": record.score_bn,
         "loss": record.loss,
         **record.kept,
+        **_worst_layer(record),
         **{f"seconds.{phase}": value for phase, value in record.seconds.items()},
     }
     if record.cost is not None:
@@ -218,6 +219,16 @@ def trial_values(record: TrialRecord, sweep_id: str) -> RunValues:
             "layers.json": layer_table(record).to_json(orient="split", index=False),
         },
     )
+
+
+def _worst_layer(record: TrialRecord) -> dict[str, float | None]:
+    """Return the largest errors and the largest sensitivity of a trial's layers; the table has those of each layer."""
+    names = ("weight_error", "output_error", "sensitivity")
+    found = {name: [getattr(layer, name) for layer in record.layers] for name in names}
+    return {
+        f"{name}_max": max((value for value in values if value is not None), default=None)
+        for name, values in found.items()
+    }
 
 
 def point_values(point: FrontPoint, dense: DenseFigures | None) -> tuple[dict[str, float], dict[str, str]]:

@@ -273,6 +273,22 @@ def _broken_promises(result: SearchResult) -> list[str]:
     ]
 
 
+def print_formats(markdown: bool) -> None:
+    """Print the formats with the kinds of layers that each takes, or all of it as Markdown with the reasons."""
+    from autorank import formats
+    from autorank.formats import support
+
+    if markdown:
+        sys.stdout.write(support.markdown())
+        return
+    pairs, rows = support.support(), []
+    for name in formats.names():
+        taken = [pair.layer for pair in pairs if pair.format == name and pair.options]
+        rows.append((name, ", ".join(formats.get(name).rank_names), "; ".join(taken)))
+    _print(table("formats", [("format", False), ("ranks", False), ("takes", False)], rows))
+    _print("autorank formats --markdown says why the others are refused.")
+
+
 def print_spaces(name: str | None) -> None:
     """Print the names of the shipped search spaces, or one of them."""
     from autorank.spacefile import shipped, shipped_text

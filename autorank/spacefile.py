@@ -5,7 +5,7 @@ A file looks like this; every key but ``version`` may be left out, and rules tha
     version: 1
     defaults:
       formats: [channel_svd, {name: spatial_svd, first: [h, w]}, tucker2]
-      whiten: [input]                      # none, input, or both as candidates of their own
+      whiten: [input]                      # none, input, output (gradients) or both; several are tried side by side
       ranks: {macs_kept: [0.2, 0.4, 0.6]}  # or fractions: of the largest rank, or counts:, or modes:
       multiple_of: 1
       max_candidates: 16                   # per layer, format and option set
@@ -44,7 +44,7 @@ from autorank import yamlfile
 from autorank.errors import SpaceError, did_you_mean
 from autorank.types import Kind, Scalar
 
-Whiten = Literal["none", "input"]
+Whiten = Literal["none", "input", "output", "both"]
 
 
 def _as_list(value: Any) -> Any:

@@ -32,7 +32,7 @@ from tests.exporting import TINY, Case
 
 ROOT = Path(__file__).parent.parent
 NAMES = ["model.onnx", "model.pt2", "model.safetensors", "plan.json", "report.md"]
-ZOO = ["shared_residual", "conv1d", "conv3d", "two_inputs", "tied", "decoder", "reparametrised", "padding_modes"]
+ZOO = ["shared_residual", "conv1d", "conv3d", "two_inputs", "tied", "generator", "reparametrised", "padding_modes"]
 ZOO += ["attention"]
 
 

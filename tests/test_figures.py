@@ -269,7 +269,8 @@ def test_layer_table_holds_the_layers():
     assert table["macs_kept"].tolist() == pytest.approx([layer.macs / 4e6 for layer in record.layers])
     assert table["latency_kept"].tolist() == pytest.approx([0.8] * len(record.layers))
     assert table["options"].unique().tolist() == ["whiten=input"]
-    assert table["sensitivity"].isna().all()
+    assert table["sensitivity"].tolist() == [layer.sensitivity for layer in record.layers]
+    assert table["sensitivity"].notna().all()
     assert len(figures.layer_table(replace(record, layers=()))) == 0
 
 

@@ -46,9 +46,12 @@ def weight(seed: int = 0) -> Tensor:
     return torch.randn(SPEC.weight_shape, generator=torch.Generator().manual_seed(seed))
 
 
-def stats(seed: int = 0) -> LayerStats:
+def stats(seed: int = 0, gradient: int | None = None) -> LayerStats:
     x = torch.randn(1, 72, 200, generator=torch.Generator().manual_seed(seed))
-    return LayerStats(x @ x.mT / 200, 200)
+    if gradient is None:
+        return LayerStats(x @ x.mT / 200, 200)
+    g = torch.randn(1, 12, 30, generator=torch.Generator().manual_seed(gradient))
+    return LayerStats(x @ x.mT / 200, 200, gradient=g @ g.mT)
 
 
 PLAIN = Choice("channel_svd", (5,))
@@ -78,7 +81,7 @@ def test_what_comes_out_is_what_the_format_fits(name: str, tmp_path: Path) -> No
         assert list(factors) == list(direct)
         assert all(torch.equal(factors[k], direct[k]) for k in direct)
     dense = weight().double()
-    approx = formats.get(name).reconstruct(direct, SPEC, choice.options).double()
+    approx = formats.get(name).reconstruct(direct, SPEC, choice.rank, choice.options).double()
     assert info["weight_error"] == pytest.approx(float((dense - approx).norm() / dense.norm()))
     assert info["output_error"] is None
 
@@ -103,6 +106,15 @@ def test_everything_that_matters_is_in_the_key(fmt: Counting, tmp_path: Path, ch
     for arguments in (base, base | change):
         FitCache(tmp_path).get_or_fit(fmt, *arguments.values())
     assert fmt.fits == 2
+
+
+@pytest.mark.parametrize(("whiten", "fits"), [("none", 1), ("input", 1), ("output", 2), ("both", 2)])
+def test_gradients_are_in_the_key_where_they_matter(fmt: Counting, tmp_path: Path, whiten: str, fits: int) -> None:
+    choice = Choice("channel_svd", (5,), (("whiten", whiten),))
+    found = [FitCache(tmp_path).get_or_fit(fmt, weight(), SPEC, choice, stats(0, g), 0)[0] for g in (1, 2, 1)]
+    assert fmt.fits == fits
+    assert torch.equal(found[0]["first"], found[1]["first"]) == (fits == 1)
+    assert torch.equal(found[0]["first"], found[2]["first"])
 
 
 def test_the_code_of_the_formats_is_in_the_key(fmt: Counting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

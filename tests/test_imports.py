@@ -16,11 +16,11 @@ PACKAGE = ROOT / "autorank"
 # From the lowest to the highest. A name stands for a module, or for a package with all its modules.
 ROOMS: tuple[tuple[str, ...], ...] = (
     ("types", "errors"),
-    ("copying", "opcounts", "pytrees", "seeding", "yamlfile"),
+    ("copying", "layout", "modules", "opcounts", "pytrees", "seeding", "yamlfile"),
     ("solvers",),
     ("formats",),
     ("measure",),
-    ("modules", "profiling", "fitcache", "plan", "compression"),
+    ("profiling", "fitcache", "plan", "compression"),
     ("spacefile", "patterns", "candidates", "space"),
     ("objectives", "pareto", "front"),
     ("strategies",),
@@ -184,4 +184,5 @@ def test_no_public_name_is_hidden_by_a_module_of_the_same_name() -> None:
     """`import autorank.x` binds the module to `autorank.x`, and a function of that name would be gone."""
     import autorank
 
-    assert not set(autorank.__all__) & {name.removeprefix("autorank.") for name in FILES}
+    modules = {"formats"}  # public as a module
+    assert not (set(autorank.__all__) - modules) & {name.removeprefix("autorank.") for name in FILES}

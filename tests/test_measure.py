@@ -202,7 +202,7 @@ def test_threads_are_restored_after_a_measurement() -> None:
     assert torch.get_num_threads() == before
 
 
-@pytest.mark.parametrize("name", ["padding_modes", "sequence", "conv1d", "conv3d", "shared_residual"])
+@pytest.mark.parametrize("name", ["padding_modes", "sequence", "conv1d", "conv3d", "shared_residual", "generator"])
 def test_dense_layers_are_rebuilt_from_their_spec(name: str) -> None:
     model, inputs = make(name)
     for spec in profile(model, inputs).layers:

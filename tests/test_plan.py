@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,10 +13,12 @@ from autorank import formats
 from autorank.copying import model_copy
 from autorank.errors import FormatError, ModelError, PlanError
 from autorank.fitcache import FitCache
+from autorank.layout import canonical_weight, stored_weight
 from autorank.measure import count
 from autorank.plan import apply, build, check
 from autorank.profiling import profile
 from autorank.solvers import whitening
+from autorank.solvers.gradients import collect_gradients, fisher_loss
 from autorank.types import Choice, LayerSpec, Plan
 from tests.models import ZOO, make, output
 
@@ -41,8 +44,9 @@ def with_dense_weights(model: nn.Module, plan: Plan, specs: tuple[LayerSpec, ...
         if spec.name in plan.choices:
             choice, fmt = plan.choices[spec.name], formats.get(plan.choices[spec.name].format)
             weight = copied.get_submodule(spec.name).weight.data
-            factors = fmt.fit(weight, spec, choice.rank, choice.options, None, plan.seed)
-            weight.copy_(fmt.reconstruct(factors, spec, choice.options))
+            dense = canonical_weight(weight, spec)
+            factors = fmt.fit(dense, spec, choice.rank, choice.options, None, plan.seed)
+            weight.copy_(stored_weight(fmt.reconstruct(factors, spec, choice.rank, choice.options), spec))
     return copied
 
 
@@ -60,7 +64,8 @@ def test_the_changed_model_is_the_dense_one_with_approximated_weights(name: str,
         approx = reference.get_submodule(result.name).weight.detach().double()
         assert result.weight_error == pytest.approx(float((dense - approx).norm() / dense.norm()), abs=1e-5)
         assert result.output_error is None
-        assert result.sensitivity is None
+        assert result.sensitivity is not None
+        assert result.sensitivity > 0
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -239,6 +244,19 @@ def test_whitened_plans_use_the_statistics_of_their_layer() -> None:
     assert b.output_error == pytest.approx(float(error), rel=1e-3)
 
 
+def test_input_statistics_are_not_enough_for_a_plan_that_whitens_outputs() -> None:
+    model, inputs = make("tiny_conv")
+    layers = profile(model, inputs).layers
+    stats = whitening.collect(model, layers, [inputs])
+    plan = Plan.of({"conv2": Choice("channel_svd", (4,), (("whiten", "both"),))})
+    with pytest.raises(PlanError, match="'conv2': its choice has whiten=both, and there are no gradient statistics"):
+        apply(model, plan, specs=layers, stats=stats)
+    losses = [(inputs, lambda y: fisher_loss(y, torch.Generator().manual_seed(0)))]
+    whole = {k: replace(stats[k], gradient=g) for k, g in collect_gradients(model, layers, losses).items()}
+    _, (layer,) = apply(model, plan, specs=layers, stats=whole)
+    assert layer.choice.whitens("output")
+
+
 def test_a_cache_does_not_change_the_outcome(tmp_path: object) -> None:
     model, inputs = make("padding_modes")
     layers = profile(model, inputs).layers
@@ -264,7 +282,7 @@ CHANNEL = Choice("channel_svd", (2,))
         ("tiny_conv", "bn1", CHANNEL, "'bn1' is a BatchNorm2d; only convolution and linear layers"),
         ("tiny_conv", "", CHANNEL, "'' is a TinyConv; only convolution and linear layers"),
         ("shared_residual", "again.0", CHANNEL, "'again.0' is the same module as 'block.0'; name it 'block.0'"),
-        ("decoder", "up", CHANNEL, "'up' cannot be decomposed: no format supports transposed convolutions yet"),
+        ("generator", "crop", CHANNEL, "'crop' is left alone: the profile does not list it"),
         ("tied", "decoder", CHANNEL, "'decoder' cannot be decomposed: its weight is tied to embed.weight"),
         ("reparametrised", "old", CHANNEL, "'old' cannot be decomposed: its weight is computed from other tensors"),
         ("subclasses", "own", CHANNEL, "'own' cannot be decomposed: StandardisedConv2d has its own forward"),
@@ -280,6 +298,8 @@ CHANNEL = Choice("channel_svd", (2,))
         ("tiny_conv", "conv1", Choice("channel_svd", (2,), (("whiten", "out"),)), "must be one of none, input"),
         ("tiny_conv", "conv1", Choice("spatial_svd", (2,), (("first", "x"),)), "option first must be one of h, w"),
         ("tiny_conv", "conv1", Choice("channel_svd", (2,), (("whiten", "input"),)), "no input statistics for it"),
+        ("tiny_conv", "conv1", Choice("channel_svd", (2,), (("whiten", "output"),)), "no gradient statistics for it"),
+        ("tiny_conv", "conv1", Choice("channel_svd", (2,), (("whiten", "both"),)), "no input and gradient statistics"),
         ("tiny_conv", "conv1", Choice("channel_svd", (2,), (), 8), "weight_bits and activation_bits are not"),
     ],
 )

@@ -28,7 +28,7 @@ from autorank.types import (
 WHITENED = Choice("spatial_svd", (5,), (("first", "h"), ("whiten", "input")))
 TUCKER = Choice("tucker2", (12, 8))
 LAYERS = (
-    LayerResult("stem|conv", WHITENED, 0.25, 300, 90, 1000, 300, output_error=0.125),
+    LayerResult("stem|conv", WHITENED, 0.25, 300, 90, 1000, 300, output_error=0.125, sensitivity=4321.0),
     LayerResult("block.conv", TUCKER, 0.5, 450, 150, 500, 200, latency_ms=0.5, latency_dense_ms=0.25),
 )
 RECORD = TrialRecord(
@@ -66,7 +66,7 @@ HEADER = SweepHeader(
         {"name": "block.conv", "weight_shape": [32, 16, 3, 3]},
         {"name": "head", "weight_shape": [10, 32]},
     ),
-    left_alone=(LeftAlone("up", "ConvTranspose2d", "no format for transposed convolutions", 1234),),
+    left_alone=(LeftAlone("up", "ConvTranspose2d", "it is never called", 1234),),
     fingerprint={"train": {"sha256": "abc123"}},
     versions={"autorank": "0.1.0"},
 )
@@ -136,11 +136,21 @@ def test_figures(report: str, first: str, cells: list[str]) -> None:
 
 def test_plan_in_forward_order_with_costs_and_errors(report: str) -> None:
     stem, block = row(report, "`stem|conv`"), row(report, "`block.conv`")
-    assert stem[1:9] == ["16×3×3×3", "spatial_svd", "5", "first h, whiten input", "30.0%", "30.0%", "0.250", "0.125"]
+    assert stem[1:10] == [
+        "16×3×3×3",
+        "spatial_svd",
+        "5",
+        "first h, whiten input",
+        "30.0%",
+        "30.0%",
+        "0.250",
+        "0.125",
+        "4.32e+03",
+    ]
     assert block[1:9] == ["32×16×3×3", "tucker2", "12×8", "–", "90.0%", "75.0%", "0.500", "–"]
     assert report.index("`stem\\|conv`") < report.index("| `block.conv`")
     assert "Left dense by the plan (1): `head`." in report
-    assert row(report, "`up`") == ["`up`", "ConvTranspose2d", "no format for transposed convolutions", "1,234"]
+    assert row(report, "`up`") == ["`up`", "ConvTranspose2d", "it is never called", "1,234"]
 
 
 def test_slower_layers_are_flagged(report: str) -> None:

@@ -37,7 +37,7 @@ LAYERS = (
     conv("layer3.1.conv1", 64, 64, size=8),
     LayerSpec("fc", "linear", (10, 64), bias=True, calls=(CallSize(1, (), ()),)),
 )
-ALONE = (LeftAlone("up", "ConvTranspose2d", "transposed convolutions are not supported", 90, 900),)
+ALONE = (LeftAlone("up", "ConvTranspose2d", "it is never called", 90, 900),)
 MACS = sum(spec.macs for spec in LAYERS) + 1234
 PARAMS = sum(spec.params for spec in LAYERS) + 56
 PROFILE = ModelProfile(LAYERS, ALONE, Cost(MACS, PARAMS, 4 * PARAMS))
@@ -71,6 +71,52 @@ def test_shipped_space_builds(name):
             assert candidate.cost.macs < layer.spec.macs or candidate.cost.params < layer.spec.params
     for item in space.kept_dense:
         assert item.reason
+
+
+class EveryKind(nn.Module):
+    """A layer of each kind, with shapes that some options have no use for."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleDict(
+            {
+                "sequence": nn.Conv1d(8, 12, 5, padding=2),
+                "flat": nn.Conv2d(8, 12, (1, 5), padding=(0, 2)),
+                "odd": nn.Conv2d(9, 13, 3),
+                "grouped": nn.Conv2d(8, 8, 3, groups=4),
+                "depthwise": nn.Conv2d(8, 8, 3, groups=8),
+                "volume": nn.Conv3d(4, 8, (3, 1, 3)),
+                "up1": nn.ConvTranspose1d(8, 8, 4, stride=2),
+                "up2": nn.ConvTranspose2d(8, 8, 3, stride=2, groups=2),
+                "up3": nn.ConvTranspose3d(4, 8, 2),
+                "linear": nn.Linear(9, 12),
+            }
+        )
+        convolutions = {name: layer for name, layer in self.layers.items() if name != "linear"}
+        self.shapes = {
+            name: (layer.in_channels, *(6,) * len(layer.kernel_size)) for name, layer in convolutions.items()
+        }
+
+    def forward(self, x):
+        found = [self.layers["linear"](x)]
+        for name, (channels, *size) in self.shapes.items():
+            found.append(self.layers[name](x[:, :channels].reshape(1, -1, *[1] * len(size)).repeat(1, 1, *size)))
+        return found
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_shipped_space_serves_a_model_with_layers_of_every_kind(name):
+    model = EveryKind()
+    space = build_space(read_space(name), profile(model, (torch.ones(1, 9),)))
+    reasons = {item.name: item.reason for item in space.kept_dense}
+    assert {layer.spec.name for layer in space.layers} | reasons.keys() >= {f"layers.{key}" for key in model.layers}
+    assert space.layers
+    assert not any("\n" in reason for reason in reasons.values())
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_what_a_shipped_space_is_for_fits_on_a_line(name):
+    assert len(shipped_text(name).split("\n", 1)[0]) <= 100
 
 
 def test_expected_spaces_are_shipped():
@@ -270,6 +316,55 @@ def test_options(entry, whiten, expected):
     assert options_of(build({"formats": [entry], "whiten": whiten, "ranks": {"counts": [4]}})) == expected
 
 
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        ({"name": "kronecker", "a": "8x4x1x1"}, {"a": {"8x4x1x1"}}),
+        ({"name": "kronecker", "a": ["outputs", "64x8x1x1", "2x2x3x1"]}, {"a": {"64x8x1x1", "2x2x3x1"}}),
+        ({"name": "sekron", "shapes": "4x4x1x1/4x4x3x3"}, {"shapes": {"4x4x1x1/4x4x3x3"}}),
+        ({"name": "sekron", "shapes": ["rows", "8x8x3x1"]}, {"shapes": {"64x1x3x1/1x1x1x3", "8x8x3x1"}}),
+    ],
+    ids=["shape", "word-and-shapes", "sequence", "word-and-sequence"],
+)
+def test_options_with_values_of_the_users_own(entry, expected):
+    rule = {"match": {"name": "layer3.0.*"}, "formats": [entry], "ranks": {"counts": [1, 2]}, "whiten": "none"}
+    found = options_of(build({"formats": ["channel_svd"]}, [rule]))
+    assert {key: {dict(options)[key] for options in found} for key in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("entry", "layer", "expected"),
+    [
+        ({"name": "cp", "spatial": ["whole", "split"]}, "flat", {("spatial", "whole")}),
+        ({"name": "tensor_train", "inner": [1, 0.75]}, "flat", {("inner", 1.0)}),
+        ({"name": "block_term", "blocks": [2, 8]}, "narrow", {("blocks", 2)}),
+        ({"name": "grouped_svd", "groups": [2, 4]}, "odd", {("groups", 2)}),
+    ],
+    ids=lambda value: value["name"] if isinstance(value, dict) else None,
+)
+def test_a_value_that_one_layer_has_no_use_for_gives_it_no_candidate(entry, layer, expected):
+    flat = LayerSpec("flat", "conv1d", (32, 32, 3), (1,), (1,), dilation=(1,), calls=(CallSize(1, (9,), (9,)),))
+    layers = {spec.name: spec for spec in (flat, conv("narrow", 12, 12), conv("odd", 16, 18))}
+    model = ModelProfile((layers[layer],), (), PROFILE.dense)
+    space = build({"formats": [entry], "whiten": "none", "ranks": {"fractions": [0.2]}}, model=model)
+    assert {pair for options in options_of(space, layer) for pair in options} == expected
+
+
+def test_words_mean_another_shape_for_another_layer():
+    entry = {"name": "kronecker", "a": "inputs"}
+    space = build({"formats": [entry], "ranks": {"counts": [1]}, "whiten": "none"})
+    found = {layer.spec.name: layer.candidates[0].choice.option("a", "") for layer in space.layers}
+    assert found["conv1"] == "4x1x3x3"
+    assert found["layer3.0.conv1"] == "8x1x3x3"
+    assert found["fc"] == "5x1"
+
+
+def test_layer_without_a_shape_for_the_word_is_kept_dense():
+    space = build({"formats": [{"name": "kronecker", "a": "rows"}], "whiten": "none"})
+    reasons = {item.name: item.reason for item in space.kept_dense}
+    assert reasons["fc"] == "kronecker offers none of the options or whitenings asked for"
+
+
 # Rules
 
 
@@ -380,7 +475,7 @@ WRONG = {
     ),
     "whitening": (
         {"version": 1, "defaults": {"whiten": ["inputs"]}},
-        r"whiten\[0\]: 'inputs' is not known \(did you mean 'input'\?\); allowed are 'none' or 'input'",
+        r"whiten\[0\]: 'inputs' is not known \(did you mean 'input'\?\); allowed are 'none', 'input', 'output'",
     ),
     "multiple": ({"version": 1, "defaults": {"multiple_of": 0}}, "multiple_of: 0 must be at least 1"),
     "truth as number": ({"version": 1, "defaults": {"multiple_of": True}}, "multiple_of: True is not a whole number"),
@@ -426,7 +521,7 @@ MISFITS = {
     ),
     "left alone": (
         {"rules": [{"match": {"name": "up"}}]},
-        r"'up' matches only layers that cannot be decomposed, such as up \(transposed convolutions are not supported\)",
+        r"'up' matches only layers that cannot be decomposed, such as up \(it is never called\)",
     ),
     "refused by name": (
         {"rules": [{"match": {"name": "fc"}, "formats": ["spatial_svd", "tucker2"]}]},
@@ -439,6 +534,14 @@ MISFITS = {
     "option value": (
         {"rules": [{"match": {"name": "conv1"}, "formats": [{"name": "spatial_svd", "first": "x"}]}]},
         r"formats\[0\].first: spatial_svd has no first=x; allowed are h, w",
+    ),
+    "shape": (
+        {"rules": [{"match": {"name": "conv1"}, "formats": [{"name": "kronecker", "a": "5x1x1x1"}]}]},
+        r"formats\[0\].a: kronecker has no a=5x1x1x1; allowed for layer 'conv1' are outputs, .*T1 divides 16, S1 div",
+    ),
+    "sequence": (
+        {"rules": [{"match": {"name": "conv1"}, "formats": [{"name": "sekron", "shapes": "outputs/rows"}]}]},
+        r"formats\[0\].shapes: sekron has no shapes=outputs/rows; allowed for layer 'conv1' are pointwise, ",
     ),
     "shrink": (
         {"rules": [{"match": {"name": "conv1"}, "formats": [{"name": "channel_svd", "shrink": 2}]}]},
@@ -466,7 +569,7 @@ def test_no_formats_anywhere():
 
 def test_model_without_layers():
     empty = ModelProfile((), ALONE, Cost(10, 10, 40))
-    with pytest.raises(SpaceError, match=r"no layer has a candidate: up: transposed convolutions"):
+    with pytest.raises(SpaceError, match=r"no layer has a candidate: up: it is never called"):
         build_space(read_space("default"), empty)
 
 
@@ -509,9 +612,9 @@ def test_file_and_mapping_say_the_same(tmp_path):
     [
         (
             lambda tmp: "defalt",
-            r"no search space 'defalt' \(did you mean 'default'\?\); shipped are channel_svd, default",
+            r"no search space 'defalt' \(did you mean 'default'\?\); shipped are .*channel_svd, .*default",
         ),
-        (lambda tmp: tmp / "missing.yaml", "missing.yaml: no such file; shipped search spaces are channel_svd"),
+        (lambda tmp: tmp / "missing.yaml", "missing.yaml: no such file; shipped search spaces are .*channel_svd"),
         (lambda tmp: tmp, "cannot be read"),
     ],
     ids=["name", "file", "directory"],

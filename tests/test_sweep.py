@@ -79,6 +79,45 @@ def test_the_inline_executor_needs_neither_ray_nor_mlflow(settings: dict[str, An
     assert done.stdout.strip() == "[]"
 
 
+class Bottleneck(nn.Module):
+    """Digits made small, and large again by transposed convolutions, before they are told apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(1, 24, 4, stride=4)
+        self.up1 = nn.ConvTranspose2d(24, 24, 4, stride=2, padding=1)
+        self.up2 = nn.ConvTranspose2d(24, 16, 3, stride=2, padding=1, output_padding=1)
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(self.up2(torch.relu(self.up1(self.down(x))))).mean((2, 3)))
+
+
+def test_a_sweep_decomposes_transposed_convolutions(tmp_path: Path) -> None:
+    space = tmp_path / "space.yaml"
+    formats = "channel_svd, tucker2, spatial_svd"
+    space.write_text(f"version: 1\ndefaults: {{formats: [{formats}], ranks: {{macs_kept: [0.3, 0.6]}}}}\n")
+    found = autorank.search(
+        model="python:tests.test_sweep:Bottleneck",
+        data="digits",
+        space=str(space),
+        trials=3,
+        recovery={"steps": 4, "batch_size": 16, "calibration": 32},
+        calibration=32,
+        executor="inline",
+        sweep_dir=str(tmp_path / "sweep"),
+        progress=False,
+    )
+    assert {layer["kind"] for layer in found.header.layers} == {"conv2d", "conv_transpose2d", "linear"}
+    assert [record.status for record in found.records] == ["complete"] * 3, [record.reason for record in found.records]
+    changed = {layer.name for record in found.records for layer in record.layers}
+    assert {"up1", "up2"} <= changed
+    for record in found.records:
+        saved = sum(layer.macs_dense - layer.macs for layer in record.layers)
+        assert record.cost is not None
+        assert record.cost.macs == found.header.dense_cost.macs - saved
+
+
 @pytest.fixture(scope="module")
 def on_ray(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> autorank.SearchResult:
     directory = tmp_path_factory.mktemp("sweeps") / "ray"

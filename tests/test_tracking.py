@@ -149,6 +149,12 @@ def test_metrics_of_the_trials(written):
                 "params": record.cost.params,
                 "bytes": record.cost.bytes,
             }
+        if record.layers:
+            expected |= {
+                "weight_error_max": max(layer.weight_error for layer in record.layers),
+                "output_error_max": max(layer.output_error for layer in record.layers),
+                "sensitivity_max": max(layer.sensitivity for layer in record.layers),
+            }
         if record.curve:
             expected["tune_loss"] = record.curve[-1][1]
         for name in ("test_score", "latency_ms", "latency_spread_ms", "latency_kept_measured", "slower_layers"):

@@ -14,6 +14,7 @@ import math
 import warnings
 from abc import abstractmethod
 from collections.abc import Mapping
+from random import Random
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from autorank.space import SearchSpace
@@ -29,8 +30,15 @@ if TYPE_CHECKING:
 _ATTEMPTS = 6
 """Samples that are taken before a plan is repaired or moved by hand."""
 _MILD, _HARSH = 0.85, 0.2
+_LEVELS = 3
+"""Seeds that are kept for the way from mild to harsh however many formats there are."""
 _SEEDS = Option(10, 0, 100, "uniform plans tried first: each variant at the middle, then the best from mild to harsh")
 _WIDTH = Option(0.6, 0.0, 3.0, "largest offset of a layer: 0.6 lets it keep from 0.55 to 1.8 times the common ratio")
+
+
+def _format(label: str) -> str:
+    """Return the format of a variant."""
+    return label.partition("(")[0]
 
 
 class OptunaStrategy(Strategy):
@@ -124,23 +132,46 @@ class OptunaStrategy(Strategy):
         return parameters
 
     def _uniform(self, label: str, target: float) -> Vector | None:
-        """Return a plan of equal shares in every layer that matters, in one variant wherever a layer has it."""
-        variants = [options.index(label) if label in options else 0 for options in self.catalog.variants]
+        """Return a plan of equal shares in every layer that matters, in one variant wherever a layer has it.
+
+        A layer that has not gets another variant of the format, as options such as factor shapes are of one layer.
+        """
+        variants = [
+            max(range(len(own)), key=lambda v: (own[v] == label, _format(own[v]) == _format(label), -v))
+            for own in self.catalog.variants
+        ]
         uniform = self.catalog.spread(target, self.rng, 0.0, variants)
         # A first convolution or a classifier costs next to nothing and would choke all the others.
         eased = tuple(0 if i in self.catalog.minor else index for i, index in enumerate(uniform))
         return self.catalog.repair(eased, self.rng)
 
     def _probe_plans(self, count: int) -> dict[Vector, str]:
-        """Return uniform plans at the middle of the range, one per variant, to see which suits this network."""
-        labels = dict.fromkeys(label for variants in self.catalog.variants for label in variants)
+        """Return uniform plans at the middle of the range, one per variant, to see which suits this network.
+
+        They are a half of the seeds. Where there are more variants than that, it is one per format, and three seeds are
+        left for the levels; where there are more formats than that, too, the seed decides which are tried.
+        """
+        labels = self._by_reach()
+        limit = (count + 1) // 2
+        if len(labels) > limit:
+            labels = list({_format(label): label for label in reversed(labels)}.values())
+            Random(self.seed).shuffle(labels)
+            limit = max(limit, count - _LEVELS)
         low, high = self._seed_range()
         found: dict[Vector, str] = {}
-        for label in list(labels)[: (count + 1) // 2]:
+        for label in labels[:limit]:
             vector = self._uniform(label, (low + high) / 2)
             if vector is not None:
                 found.setdefault(vector, label)
         return found
+
+    def _by_reach(self) -> list[str]:
+        """Return all variants, those first that can write most of the model's cost."""
+        reach: dict[str, float] = {}
+        for layer, own in zip(self.space.layers, self.catalog.variants, strict=True):
+            for label in own:
+                reach[label] = reach.get(label, 0.0) + layer.spec.macs
+        return sorted(reach, key=lambda label: (-reach[label], label))
 
     def _level_plans(self, count: int) -> list[Vector]:
         """Return uniform plans from mild to harsh in the variant whose probe scored best."""

@@ -110,6 +110,29 @@ class Task(ABC):
     def distill(self, outputs: Any, teacher: Any, temperature: float) -> Tensor:
         """Return how far `outputs` are from those of the dense model, as a scalar."""
 
+    def sampled_loss(self, outputs: Any, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Return a scalar whose gradients at the outputs have the curvature of the loss as their covariance.
+
+        They weigh the outputs of layers (``whiten: output``). Here it is the loss on the true targets, summed over the
+        examples, so the covariance is the *empirical* Fisher information: it grows with the errors that the model still
+        makes, and says nothing about examples whose loss is zero. A task that knows the distribution which its model
+        predicts does better with targets drawn from it, as `ClassificationTask` does.
+
+        Parameters
+        ----------
+        outputs : object
+            Of the model, for `batch`.
+        batch : Batch
+        generator : torch.Generator
+            On the CPU, for what is random.
+
+        Returns
+        -------
+        Tensor, scalar
+            The sum over examples. `loss` is taken as the mean over them.
+        """
+        return self.loss(outputs, batch.targets) * len(batch)
+
     def train_batches(self, steps: int, batch_size: int, seed: int, device: Device = "cpu") -> Iterator[Batch]:
         """Yield `steps` training batches that depend on `seed` alone; fewer steps give the same first ones.
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from autorank.errors import ConfigError, DataError, ModelError
+from autorank.solvers.gradients import fisher_loss
 from autorank.tasks.base import EVALUATION_BATCH, Task
-from autorank.tasks.batch import Unpack, wide
+from autorank.tasks.batch import Batch, Unpack, wide
 from autorank.tasks.models import ModelLike
 from autorank.types import Direction
 
@@ -81,6 +83,13 @@ class ClassificationTask(Task):
         target = F.log_softmax(logits_of(teacher).float() / temperature, 1)
         divergence = F.kl_div(student, target, reduction="none", log_target=True).sum(1).mean()
         return divergence * temperature**2
+
+    def sampled_loss(self, outputs: Any, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Return a scalar whose gradients have the Fisher information of the predicted classes as their covariance.
+
+        The targets are not looked at; see `autorank.solvers.gradients.fisher_loss`.
+        """
+        return fisher_loss(logits_of(outputs), generator)
 
     def _check(self) -> None:
         outputs = logits_of(self.run_example())

@@ -9,10 +9,11 @@ import pytest
 
 from autorank import strategies
 from autorank.errors import ConfigError
+from autorank.space import Candidate, LayerCandidates, SearchSpace
 from autorank.strategies import WAIT, Option, Strategy, Wait
 from autorank.strategies.catalog import Catalog
 from autorank.testing.strategies import THREE, TWO, made_up_record, made_up_space, run
-from autorank.types import Constraint, LayerCost, Objective, Plan, Proposal
+from autorank.types import CallSize, Choice, Constraint, Cost, LayerCost, LayerSpec, Objective, Plan, Proposal
 
 
 def test_names_and_unknown_name():
@@ -195,6 +196,30 @@ def test_the_first_plans_leave_layers_alone_that_cost_next_to_nothing(name):
     first = [strategy.ask().plan.choices for _ in range(3)]
     assert all(small.name not in plan for plan in first)
     assert any(plan for plan in first)
+
+
+@pytest.mark.parametrize("name", ["tpe", "nsga2"])
+def test_few_probes_of_many_variants_are_of_different_formats(name):
+    spec = LayerSpec("a", "conv2d", (16, 16, 3, 3), (1, 1), (1, 1), calls=(CallSize(1, (8, 8), (8, 8)),))
+    layers = []
+    for layer in ("a", "b"):
+        found = [
+            Candidate(Choice(f"format{f}", (rank,), (("shape", f"{layer}{v}"),)), LayerCost(rank * 9000 + f + v, 100))
+            for f in range(9)
+            for v in range(6)
+            for rank in (2, 4, 8, 14)
+        ]
+        layers.append(LayerCandidates(replace(spec, name=layer), tuple(sorted(found, key=lambda c: c.cost.macs))))
+    space = SearchSpace(tuple(layers), (), Cost(2 * spec.macs, 2 * spec.params, 8 * spec.params))
+    tried = []
+    for seed in range(6):
+        strategy = strategies.make(name, space, TWO, (), seed, {"seeds": 10})
+        uniform = [{c.format for c in strategy.ask().plan.choices.values()} for _ in range(7)]
+        # Both layers in one format, though a variant is of one layer alone.
+        assert all(len(used) == 1 for used in uniform)
+        tried.append({form for used in uniform for form in used})
+        assert len(tried[-1]) == 7
+    assert set().union(*tried) == {f"format{f}" for f in range(9)}
 
 
 @pytest.mark.parametrize("name", ["tpe", "nsga2"])

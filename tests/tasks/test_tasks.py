@@ -19,6 +19,7 @@ from autorank.errors import ConfigError, DataError, ModelError
 from autorank.evaluate import evaluate
 from autorank.tasks import ClassificationTask, CustomTask, Task, load_task
 from autorank.tasks.augment import ImagePipeline
+from autorank.tasks.batch import Batch
 from tests.tasks import nets
 
 
@@ -185,6 +186,33 @@ def test_loss_metric_and_distillation_of_classification():
     p, q = (teacher / 4).softmax(1), (outputs / 4).softmax(1)
     torch.testing.assert_close(task.distill(outputs, teacher, 4.0), 16 * (p * (p / q).log()).sum(1).mean())
     assert float(task.distill(teacher, teacher, 4.0)) == pytest.approx(0, abs=1e-6)
+
+
+def test_the_sampled_loss_of_a_classification_has_the_curvature_of_its_loss():
+    task = ClassificationTask(nn.Linear(4, 3), train=nets.vectors(), label_smoothing=0.1)
+    logits = torch.tensor([[1.0, 0.0, -2.0], [0.0, 3.0, 0.5]])
+    hessian = torch.autograd.functional.hessian(lambda x: 2 * task.loss(x, torch.tensor([2, 0])), logits)
+    found, draws, generator = torch.zeros(6, 6), 4000, torch.Generator().manual_seed(0)
+    state = torch.random.get_rng_state()
+    for _ in range(draws):
+        leaf = logits.clone().requires_grad_()
+        # Targets are not looked at, and outputs may come in a mapping.
+        value = task.sampled_loss({"logits": leaf}, Batch((torch.zeros(2, 4),), None), generator)
+        g = torch.autograd.grad(value, leaf)[0].flatten()
+        found += torch.outer(g, g) / draws
+    assert torch.equal(torch.random.get_rng_state(), state)
+    torch.testing.assert_close(found, hessian.reshape(6, 6), rtol=0, atol=0.01)
+
+
+def test_the_sampled_loss_of_other_tasks_is_their_loss_summed_over_the_examples():
+    x, _ = nets.vectors(40)
+    task = CustomTask(nn.Linear(4, 1), train=(x, x.sum(1, keepdim=True)), loss=nn.functional.mse_loss)
+    outputs = torch.randn(5, 1, requires_grad=True)
+    batch = Batch((x[:5],), x[:5].sum(1, keepdim=True))
+    value = task.sampled_loss(outputs, batch, torch.Generator())
+    each = [task.loss(outputs[i : i + 1], batch.targets[i : i + 1]) for i in range(5)]
+    assert float(value.detach()) == pytest.approx(float(sum(each)))
+    torch.testing.assert_close(torch.autograd.grad(value, outputs), torch.autograd.grad(sum(each), outputs))
 
 
 def test_outputs_with_logits_and_soft_targets():
