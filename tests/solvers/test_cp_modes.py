@@ -1,5 +1,7 @@
 """The mode updates of CP against a general optimiser, brute force and autograd."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
