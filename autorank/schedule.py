@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from autorank.errors import SweepError
+from autorank.errors import SweepError, TrialError
 from autorank.strategies import WAIT, Strategy
-from autorank.types import Direction, Fidelity, Objective, Plan, Proposal, TrialRecord
+from autorank.types import (
+    Direction,
+    Fidelity,
+    Objective,
+    Plan,
+    Proposal,
+    TrialRecord,
+    Want,
+    lineage_of,
+    trial_key,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +68,20 @@ class Job:
     plan: Plan
     fidelity: Fidelity
     gate: Gate | None = None
+    parent: Job | None = None
+    pull: float = 0.0
+    probe: bool = False
+    want: Want = ""
+
+    @property
+    def lineage(self) -> str:
+        """Hash of where its weights come from; empty for the dense model."""
+        return lineage_of(self.parent.key if self.parent else "", self.pull)
+
+    @property
+    def key(self) -> str:
+        """Name of what is evaluated, as in `TrialRecord.key`."""
+        return trial_key(self.plan, self.fidelity, self.lineage)
 
     def to_json(self) -> dict[str, Any]:
         """Return a plain dictionary."""
@@ -66,6 +90,10 @@ class Job:
             "plan": self.plan.to_json(),
             "fidelity": asdict(self.fidelity),
             "gate": asdict(self.gate) if self.gate else None,
+            "parent": self.parent.to_json() if self.parent else None,
+            "pull": self.pull,
+            "probe": self.probe,
+            "want": self.want,
         }
 
     @classmethod
@@ -75,7 +103,42 @@ class Job:
         if gate is not None:
             seen = tuple((float(score), tuple(costs)) for score, costs in gate["seen"])
             gate = Gate(**{**gate, "seen": seen, "costs": tuple(gate["costs"])})
-        return cls(data["number"], Plan.from_json(data["plan"]), Fidelity(**data["fidelity"]), gate)
+        parent = cls.from_json(data["parent"]) if data.get("parent") else None
+        return cls(
+            data["number"],
+            Plan.from_json(data["plan"]),
+            Fidelity(**data["fidelity"]),
+            gate,
+            parent,
+            data.get("pull", 0.0),
+            data.get("probe", False),
+            data.get("want", ""),
+        )
+
+
+def job_of(record: TrialRecord, records: Mapping[int, TrialRecord]) -> Job:
+    """Return the job that gave this record; `records` holds, by number, those that it descends from.
+
+    Raises
+    ------
+    TrialError
+        A trial that it descends from is not among them.
+    """
+    parent = None
+    if record.parent is not None:
+        if record.parent not in records:
+            raise TrialError(f"trial {record.number} started from trial {record.parent}, which is not in the journal")
+        parent = job_of(records[record.parent], records)
+    fidelity = record.target or record.fidelity
+    return Job(record.number, record.plan, fidelity, None, parent, record.pull, record.probe, record.want)
+
+
+_Asked = tuple[str, bool, str]
+
+
+def _asked(of: Job | TrialRecord) -> _Asked:
+    """Return what tells one question from another; a probe keeps no weights, so it answers no other proposal."""
+    return of.key, of.probe, of.want
 
 
 class Schedule:
@@ -89,11 +152,15 @@ class Schedule:
     ----------
     strategy : Strategy
     trials : int
-        How many proposals to evaluate.
+        How many proposals to evaluate; probes come on top.
     fidelity : Fidelity
         Used where a proposal names none.
     known : collection of TrialRecord
         Finished trials of the journal.
+    borrowed : collection of TrialRecord
+        Trials of another sweep on the same model, data and settings: what they answer is not run again.
+    on_borrowed : callable, optional
+        Called with every borrowed record that answers a proposal, under its number in this sweep.
     lookahead : int
         How many proposals may be in flight.
     objectives : tuple of Objective
@@ -110,6 +177,8 @@ class Schedule:
         trials: int,
         fidelity: Fidelity,
         known: Collection[TrialRecord] = (),
+        borrowed: Collection[TrialRecord] = (),
+        on_borrowed: Callable[[TrialRecord], None] | None = None,
         lookahead: int = 4,
         objectives: tuple[Objective, ...] = (),
         gate_patience: int = 3,
@@ -122,9 +191,16 @@ class Schedule:
         self._objectives = objectives
         self._patience, self._margin = gate_patience, gate_margin
         self._proposals: list[Proposal] = []
+        self._jobs: list[Job] = []
+        self._number_of: dict[Proposal, int] = {}
+        self._points = 0
         self._done: dict[int, TrialRecord] = {}
         self._told = 0
-        self._known = {(r.plan_id, r.target or r.fidelity): r for r in known}
+        self._answers: dict[_Asked, TrialRecord] = {}
+        for record in known:
+            self._learn(record)
+        self._borrowed: dict[_Asked, TrialRecord] = {_asked(r): r for r in borrowed}
+        self._on_borrowed = on_borrowed
         self._numbered = {r.number: r for r in known}
         self._exhausted = False
         self._stopped = False
@@ -135,9 +211,24 @@ class Schedule:
         return len(self._done)
 
     @property
+    def points(self) -> int:
+        """Number of proposals that count as trials."""
+        return self._points
+
+    @property
     def exhausted(self) -> bool:
         """Whether the strategy had nothing left to propose."""
         return self._exhausted
+
+    @property
+    def ended(self) -> str:
+        """What the strategy says about its end; empty while it goes on."""
+        return self._strategy.ended if self._exhausted else ""
+
+    @property
+    def parents(self) -> set[str]:
+        """Keys of the trials with whose weights the latest proposals start."""
+        return {job.parent.key for job in self._jobs[-2 * self._lookahead :] if job.parent is not None}
 
     @property
     def in_flight(self) -> int:
@@ -152,7 +243,7 @@ class Schedule:
         """Return the next job, ``WAIT`` while an outcome must come first, or None when there is nothing left."""
         while True:
             number = len(self._proposals)
-            if self._stopped or self._exhausted or number >= self._trials:
+            if self._stopped or self._exhausted or self._points >= self._trials:
                 return None
             due = number - self._lookahead + 1
             if any(n not in self._done for n in range(self._told, max(due, 0))):
@@ -171,24 +262,51 @@ class Schedule:
                     continue
                 raise RuntimeError(f"strategy {type(self._strategy).__name__} waits although nothing is in flight")
             assert isinstance(proposal, Proposal)
-            self._proposals.append(proposal)
-            fidelity = proposal.fidelity or self._fidelity
-            record = self._known.get((proposal.plan.plan_id, fidelity))
+            job = self._job(number, proposal)
             journalled = self._numbered.get(number)
-            if journalled is not None and journalled.plan_id != proposal.plan.plan_id:
+            if journalled is not None and journalled.key != job.key:
                 raise SweepError(
                     f"the sweep cannot be replayed: the strategy now proposes another plan as number {number} than the "
                     "journal has; its libraries or its search space have changed. Nothing was run or written: "
                     "go on with the versions in the journal's first line, or start a new sweep"
                 )
+            self._proposals.append(proposal)
+            self._number_of[proposal] = number
+            self._jobs.append(job)
+            self._points += not job.probe
+            record = self._answers.get(_asked(job)) or self._borrow(job)
             if record is None:
-                return Job(number, proposal.plan, fidelity, self._gate(fidelity))
+                return job
             self._done[number] = record
+
+    def _job(self, number: int, proposal: Proposal) -> Job:
+        parent = None
+        if proposal.parent is not None:
+            if proposal.parent not in self._number_of:
+                raise RuntimeError("a proposal starts from the weights of one that was never made")
+            parent = self._jobs[self._number_of[proposal.parent]]
+        fidelity = proposal.fidelity or self._fidelity
+        job = Job(number, proposal.plan, fidelity, None, parent, proposal.pull, proposal.probe, proposal.want)
+        return replace(job, gate=None if parent or proposal.pull or proposal.probe else self._gate(fidelity))
+
+    def _borrow(self, job: Job) -> TrialRecord | None:
+        """Return another sweep's answer, journalled as this sweep's own; its weights can be made again."""
+        found = self._borrowed.get(_asked(job))
+        if found is None:
+            return None
+        record = replace(found, number=job.number, parent=job.parent.number if job.parent else None)
+        if self._on_borrowed is not None:
+            self._on_borrowed(record)
+        self._learn(record)
+        return record
+
+    def _learn(self, record: TrialRecord) -> None:
+        self._answers[_asked(record)] = record
 
     def done(self, record: TrialRecord) -> None:
         """Take the outcome of the job with the record's number."""
         self._done[record.number] = record
-        self._known[record.plan_id, record.target or record.fidelity] = record
+        self._learn(record)
 
     def _tell_until(self, number: int) -> None:
         while self._told < number:

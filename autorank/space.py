@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from autorank.candidates import LayerSettings, candidates_of
 from autorank.errors import SpaceError
 from autorank.patterns import check_patterns, matching_rules, nearest
 from autorank.spacefile import SpaceFile, read_space, shipped, shipped_text
-from autorank.types import Choice, Cost, LayerCost, LayerSpec, LeftAlone, ModelProfile, Plan
+from autorank.types import Choice, Cost, Errors, LayerCost, LayerSpec, LeftAlone, ModelProfile, Plan, Spectrum
 
 __all__ = [
     "Candidate",
@@ -27,11 +27,12 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One way to write one layer, its cost in closed form, and its measured time when there is one."""
+    """One way to write one layer, its cost in closed form, and its measured time and errors where there are any."""
 
     choice: Choice
     cost: LayerCost
     latency_ms: float | None = None
+    errors: Errors | None = None
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,14 @@ class LayerCandidates:
         None of them without a saving in MACs or in parameters.
     dense_latency_ms : float or None
         Measured time of the dense layer.
+    spectrum : Spectrum or None
+        Of the layer's kernel, where it was computed.
     """
 
     spec: LayerSpec
     candidates: tuple[Candidate, ...]
     dense_latency_ms: float | None = None
+    spectrum: Spectrum | None = None
 
     @cached_property
     def by_choice(self) -> dict[Choice, Candidate]:
@@ -73,6 +77,22 @@ class SearchSpace:
     def size(self) -> int:
         """Number of different plans, the dense one included."""
         return math.prod(1 + len(layer.candidates) for layer in self.layers)
+
+    def with_errors(self, errors: Mapping[tuple[str, Choice], Errors]) -> SearchSpace:
+        """Return the space with what each candidate does to its layer; a candidate that is not named has nothing."""
+        layers = (
+            replace(
+                layer,
+                candidates=tuple(replace(c, errors=errors.get((layer.spec.name, c.choice))) for c in layer.candidates),
+            )
+            for layer in self.layers
+        )
+        return SearchSpace(tuple(layers), self.kept_dense, self.dense)
+
+    def with_spectra(self, spectra: Mapping[str, Spectrum]) -> SearchSpace:
+        """Return the space with the spectra of the layers' kernels, by name."""
+        layers = (replace(layer, spectrum=spectra.get(layer.spec.name)) for layer in self.layers)
+        return SearchSpace(tuple(layers), self.kept_dense, self.dense)
 
     def cost(self, plan: Plan) -> Cost:
         """Return the cost of `plan` in closed form: the dense cost, less the dense layers, plus what replaces them.

@@ -1,6 +1,6 @@
 """Strategies over one ask/tell interface, by name.
 
-`make` builds one, `names` lists them, `register` adds one of your own (which should pass
+`make` builds one, `get` returns its class, `names` lists them, `register` adds one of your own (which should pass
 `autorank.testing.strategies.StrategyContract`).
 """
 
@@ -11,12 +11,12 @@ from typing import Any
 
 from autorank.errors import ConfigError, did_you_mean
 from autorank.space import SearchSpace
-from autorank.strategies.base import WAIT, Option, Strategy, Wait
+from autorank.strategies.base import FULL, WAIT, Option, Strategy, Wait
 from autorank.strategies.optuna import NSGA2, TPE
 from autorank.strategies.random import RandomSearch
-from autorank.types import Constraint, Objective
+from autorank.types import Constraint, Evaluation, Fidelity, Objective
 
-__all__ = ["WAIT", "Option", "Strategy", "Wait", "make", "names", "register"]
+__all__ = ["WAIT", "Option", "Strategy", "Wait", "get", "make", "names", "register"]
 
 _STRATEGIES: dict[str, type[Strategy]] = {}
 
@@ -45,6 +45,9 @@ def make(
     constraints: tuple[Constraint, ...] = (),
     seed: int = 0,
     options: Mapping[str, Any] | None = None,
+    *,
+    dense: Evaluation | None = None,
+    fidelity: Fidelity = FULL,
 ) -> Strategy:
     """Build the strategy called `name`.
 
@@ -53,10 +56,16 @@ def make(
     ConfigError
         No such strategy, an unknown option or value, or a constraint that no plan meets.
     """
+    strategy = get(name)
+    checked = strategy.checked(options or {})
+    return strategy(space, objectives, constraints, seed, dense=dense, fidelity=fidelity, **checked)
+
+
+def get(name: str) -> type[Strategy]:
+    """Return the class of the strategy called `name`; ConfigError when there is none."""
     if name not in _STRATEGIES:
         raise ConfigError(f"no strategy {name!r}{did_you_mean(name, names())}; there are {', '.join(names())}")
-    strategy = _STRATEGIES[name]
-    return strategy(space, objectives, constraints, seed, **strategy.checked(options or {}))
+    return _STRATEGIES[name]
 
 
 for _strategy in (TPE, NSGA2, RandomSearch):

@@ -13,7 +13,9 @@ from typing import Any, ClassVar, Final, cast
 from autorank.errors import ConfigError, did_you_mean
 from autorank.space import SearchSpace
 from autorank.strategies.catalog import COST_NAMES, Catalog, Vector
-from autorank.types import Constraint, Fidelity, Objective, Proposal, Scalar, TrialRecord
+from autorank.types import Constraint, Evaluation, Fidelity, Objective, Proposal, Scalar, TrialRecord, Want
+
+FULL = Fidelity()
 
 
 class Wait(enum.Enum):
@@ -31,15 +33,21 @@ WAIT: Final = Wait.WAIT
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One option of a strategy: its default and the numbers allowed."""
+    """One option of a strategy: its default and what is allowed, a number between two others or one of some words."""
 
-    default: int | float
-    low: float
-    high: float
-    help: str
+    default: int | float | str
+    low: float = 0.0
+    high: float = 0.0
+    help: str = ""
+    choices: tuple[str, ...] = ()
 
-    def check(self, value: object, where: str) -> int | float:
+    def check(self, value: object, where: str) -> int | float | str:
         """Return `value` if it is allowed; ConfigError otherwise."""
+        if self.choices:
+            if value not in self.choices:
+                allowed = ", ".join(self.choices)
+                raise ConfigError(f"{where}: {value!r} is not known; allowed are {allowed} ({self.help})")
+            return str(value)
         whole = isinstance(self.default, int)
         right = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
         if not right or not self.low <= cast(float, value) <= self.high:
@@ -63,6 +71,10 @@ class Strategy(ABC):
         Bounds on costs hold for every proposal, in closed form. A bound on the score can only be learned.
     seed : int
         For what is random here; also the seed of every plan.
+    dense : Evaluation, optional
+        The dense model on validation data.
+    fidelity : Fidelity
+        The sweep's full fidelity, at which a record is a point of the front.
     **options
         See `allowed` of each strategy.
 
@@ -74,6 +86,8 @@ class Strategy(ABC):
 
     name: ClassVar[str]
     allowed: ClassVar[Mapping[str, Option]] = {}
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """What is prepared before the search and stands in the space: ``errors`` of candidates, ``spectra`` of layers."""
 
     def __init__(
         self,
@@ -81,9 +95,13 @@ class Strategy(ABC):
         objectives: tuple[Objective, ...],
         constraints: tuple[Constraint, ...] = (),
         seed: int = 0,
+        *,
+        dense: Evaluation | None = None,
+        fidelity: Fidelity = FULL,
         **options: Scalar,
     ) -> None:
-        self.options = self.checked(options)
+        self.options: dict[str, Any] = self.checked(options)
+        self.dense, self.fidelity = dense, fidelity
         self.space, self.objectives, self.constraints, self.seed = space, objectives, constraints, seed
         bounds = [c for c in constraints if c.name in COST_NAMES]
         axis = next((o.name for o in objectives if o.name in COST_NAMES), "macs_kept")
@@ -103,7 +121,7 @@ class Strategy(ABC):
             )
 
     @classmethod
-    def checked(cls, options: Mapping[str, Any]) -> dict[str, int | float]:
+    def checked(cls, options: Mapping[str, Any]) -> dict[str, int | float | str]:
         """Return all options, the given ones checked, the others at their defaults; ConfigError when one is wrong."""
         for key in options:
             if key not in cls.allowed:
@@ -130,7 +148,40 @@ class Strategy(ABC):
         known beforehand, and the plan is not proposed any more.
         """
 
+    @property
+    def ended(self) -> str:
+        """Why nothing more is proposed, in one line; empty where it is simply that the space was tried."""
+        return ""
+
     # For the strategies themselves
+
+    def _gain(self, record: TrialRecord) -> float | None:
+        """Return the score turned so that more is better; None unless the trial is complete and its score finite."""
+        if record.status != "complete" or record.score is None or not math.isfinite(record.score):
+            return None
+        return self._turned(record.score)
+
+    @property
+    def _dense_gain(self) -> float | None:
+        return None if self.dense is None else self._turned(self.dense.score)
+
+    def _turned(self, score: float) -> float:
+        return -score if any(o.name == "score" and o.direction == "min" for o in self.objectives) else score
+
+    def _propose(
+        self,
+        vector: Vector,
+        fidelity: Fidelity | None = None,
+        *,
+        parent: Proposal | None = None,
+        pull: float = 0.0,
+        probe: bool = False,
+        want: Want = "",
+    ) -> Proposal:
+        """Return a proposal of a plan; one that is no probe is marked as proposed."""
+        if not probe:
+            self._claimed.add(vector)
+        return Proposal(self.catalog.plan(vector), fidelity, parent, pull, probe, want)
 
     def _claim(self, vector: Vector, fidelity: Fidelity | None = None) -> Proposal:
         """Mark a plan as proposed and return the proposal."""

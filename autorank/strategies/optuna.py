@@ -18,9 +18,9 @@ from random import Random
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from autorank.space import SearchSpace
-from autorank.strategies.base import Option, Strategy, Wait
+from autorank.strategies.base import FULL, Option, Strategy, Wait
 from autorank.strategies.catalog import Vector
-from autorank.types import Constraint, Objective, Proposal, Scalar, TrialRecord
+from autorank.types import Constraint, Evaluation, Fidelity, Objective, Proposal, Scalar, TrialRecord
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -60,9 +60,12 @@ class OptunaStrategy(Strategy):
         objectives: tuple[Objective, ...],
         constraints: tuple[Constraint, ...] = (),
         seed: int = 0,
+        *,
+        dense: Evaluation | None = None,
+        fidelity: Fidelity = FULL,
         **options: Scalar,
     ) -> None:
-        super().__init__(space, objectives, constraints, seed, **options)
+        super().__init__(space, objectives, constraints, seed, dense=dense, fidelity=fidelity, **options)
         import optuna
 
         directions: list[Literal["minimize", "maximize"]] = [

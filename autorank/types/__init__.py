@@ -18,8 +18,12 @@ from autorank.types.plans import (
     Fidelity,
     Plan,
     Proposal,
+    Want,
     canonical_json,
+    lineage_of,
+    trial_key,
 )
+from autorank.types.predictions import Errors, Spectrum
 from autorank.types.records import (
     Constraint,
     DenseFigures,
@@ -40,6 +44,7 @@ __all__ = [
     "Cost",
     "DenseFigures",
     "Direction",
+    "Errors",
     "Evaluation",
     "Fidelity",
     "FrontPoint",
@@ -53,8 +58,12 @@ __all__ = [
     "Plan",
     "Proposal",
     "Scalar",
+    "Spectrum",
     "Status",
     "SweepHeader",
     "TrialRecord",
+    "Want",
     "canonical_json",
+    "lineage_of",
+    "trial_key",
 ]

@@ -145,6 +145,22 @@ class Fidelity:
         return "bn" if self.batch_norm else "decompose"
 
 
+Want = Literal["", "distances", "spectra"]
+
+
+def trial_key(plan: Plan, fidelity: Fidelity, lineage: str = "") -> str:
+    """Return a name for what a trial evaluates, fit for a file's name."""
+    raw = "raw" if fidelity.steps and not fidelity.batch_norm else ""
+    return "-".join(filter(None, [plan.plan_id, fidelity.label, raw, lineage]))
+
+
+def lineage_of(parent_key: str, pull: float = 0.0) -> str:
+    """Return the hash that stands for where a trial's weights come from; empty for the dense model's own."""
+    if not parent_key and not pull:
+        return ""
+    return hashlib.sha256(f"{parent_key}|{pull!r}".encode()).hexdigest()[:12]
+
+
 @dataclass(frozen=True, slots=True)
 class Proposal:
     """What a strategy wants evaluated next.
@@ -154,7 +170,21 @@ class Proposal:
     plan : Plan
     fidelity : Fidelity or None
         None asks for the sweep's full fidelity.
+    parent : Proposal or None
+        An earlier proposal of the sweep with whose weights this one starts, instead of the dense model's: a layer with
+        the same choice keeps its trained factors, any other is fitted to the kernel that the trained ones stand for.
+    pull : float
+        Above 0, μ of learned-rank training: the network is trained undecomposed, from the parent's undecomposed
+        weights, with (μ/2)·Σ‖W − Ŵ‖² towards its decomposed copy; that copy is then fitted again and scored.
+    probe : bool
+        A cheap question on the way: it is no point of the front, keeps no weights and does not count as a trial.
+    want : {"", "distances", "spectra"}
+        What is measured on the weights with which the trial ends, for `TrialRecord.measured`.
     """
 
     plan: Plan
     fidelity: Fidelity | None = None
+    parent: Proposal | None = None
+    pull: float = 0.0
+    probe: bool = False
+    want: Want = ""

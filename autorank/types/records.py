@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from autorank.types.layers import Cost, LeftAlone
-from autorank.types.plans import Choice, Fidelity, Plan
+from autorank.types.plans import Choice, Fidelity, Plan, Want, trial_key
 
 Status = Literal["complete", "pruned", "failed"]
 Direction = Literal["max", "min"]
@@ -59,6 +59,8 @@ class LayerResult:
     sensitivity : float or None
         Expected squared error of the weight under noise of variance one on every entry of the factors; None in
         records of versions that did not report it.
+    loss_increase : float or None
+        Predicted rise of the loss, ½·tr(GΔΣΔᵀ); None without gradient statistics.
     macs, params : int
         Cost of the decomposed layer; macs_dense, params_dense those of the dense one.
     latency_ms, latency_dense_ms : float or None
@@ -74,6 +76,7 @@ class LayerResult:
     params_dense: int
     output_error: float | None = None
     sensitivity: float | None = None
+    loss_increase: float | None = None
     latency_ms: float | None = None
     latency_dense_ms: float | None = None
 
@@ -116,6 +119,19 @@ class TrialRecord:
         Unix time.
     versions : mapping
         Versions of the libraries that shaped the result.
+    parent : int or None
+        Number of the trial with whose weights this one started; None stands for the dense model's.
+    lineage : str
+        Hash of the trials that it descends from and of its pull; empty when it started from the dense model.
+    pull : float
+        μ of learned-rank training; 0 for all others.
+    probe : bool
+        Whether it was only a question on the way: no point of the front.
+    want : str
+        What was to be measured on the weights at the end.
+    measured : mapping of str to tuple of float
+        By layer: for ``distances`` the squared distance of the undecomposed kernel to each of the layer's candidates,
+        in the order of the space; for ``spectra`` the EVBMF ranks of the kernel's two unfoldings.
     """
 
     number: int
@@ -136,11 +152,22 @@ class TrialRecord:
     worker: str = ""
     started: float = 0.0
     versions: Mapping[str, str] = field(default_factory=dict)
+    parent: int | None = None
+    lineage: str = ""
+    pull: float = 0.0
+    probe: bool = False
+    want: Want = ""
+    measured: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     @property
     def plan_id(self) -> str:
         """Hash of the plan."""
         return self.plan.plan_id
+
+    @property
+    def key(self) -> str:
+        """Name of what was asked for: equal for equal plan, fidelity and lineage; fit for a file's name."""
+        return trial_key(self.plan, self.target or self.fidelity, self.lineage)
 
     def value(self, objective: str) -> float | None:
         """Return the value of `objective`: ``score`` or one of the ``*_kept`` names; None when it is not there."""
@@ -156,6 +183,7 @@ class TrialRecord:
         data["layers"] = [{**asdict(layer), "choice": layer.choice.to_json()} for layer in self.layers]
         data["kept"], data["seconds"] = dict(self.kept), dict(self.seconds)
         data["versions"] = dict(self.versions)
+        data["measured"] = {name: list(values) for name, values in self.measured.items()}
         return data
 
     @classmethod
@@ -173,6 +201,7 @@ class TrialRecord:
             LayerResult(**{**layer, "choice": Choice.from_json(layer["choice"])}) for layer in data.get("layers", ())
         )
         data["curve"] = tuple((int(step), float(loss)) for step, loss in data.get("curve", ()))
+        data["measured"] = {name: tuple(map(float, row)) for name, row in data.get("measured", {}).items()}
         return cls(**data)
 
 
