@@ -6,7 +6,7 @@ import math
 import numbers
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from autorank.tasks.batch import Batch, Device, move
 from autorank.tasks.randomness import derive
 from autorank.teacher import Lesson, Teacher
 
-__all__ = ["Recovery", "Teacher", "fine_tune", "reestimate_batch_norm"]
+__all__ = ["Proximal", "Recovery", "Teacher", "fine_tune", "reestimate_batch_norm"]
 
 SCHEDULES = ("cosine", "linear", "constant")
 BATCH_NORM = ("auto", "always", "never")
@@ -110,6 +110,18 @@ class Recovery:
         return self.lr * (1 - progress) if self.schedule == "linear" else self.lr
 
 
+class Proximal(Protocol):
+    """A further term of the loss, whose steps are implicit: stable however steep the term is."""
+
+    def value(self) -> Tensor:
+        """Return the term at the present weights, a scalar without gradient."""
+        ...
+
+    def step(self, rate: float) -> None:
+        """Move the weights W, in place, to the argmin over V of term(V) + ‖V − W‖² / (2·rate)."""
+        ...
+
+
 def reestimate_batch_norm(
     model: nn.Module, batches: Iterable[Batch] | Iterable[tuple[Tensor, ...]], device: Device = "cpu"
 ) -> nn.Module | None:
@@ -156,12 +168,13 @@ def fine_tune(
     seed: int,
     device: Device = "cpu",
     teacher: Teacher | None = None,
+    proximal: Proximal | None = None,
 ) -> tuple[tuple[int, float], ...]:
     """Fine-tune `model` in place by SGD; the result is a function of the seed, on a CPU bit by bit.
 
     Weights of 16 bits are tuned in float32 and rounded at the end.
 
-    The loss is (1 − distill) · task.loss + distill · task.distill against the dense model's outputs.
+    The loss is (1 − distill) · task.loss + distill · task.distill against the dense model's outputs, and `proximal`.
 
     Parameters
     ----------
@@ -174,6 +187,9 @@ def fine_tune(
     device : device
     teacher : Teacher, optional
         None computes the dense outputs as they are needed.
+    proximal : Proximal, optional
+        Takes its own step after each step of SGD, at the rate lr / (1 − momentum) that momentum comes to; its gradient
+        is neither clipped nor remembered.
 
     Returns
     -------
@@ -195,7 +211,7 @@ def fine_tune(
     model.train()
     try:
         with seeded(derive(seed, 0xF17E), device), full_precision(model) as widen:
-            _train(model, task, recovery, seed, device, lesson, guard, widen)
+            _train(model, task, recovery, seed, device, lesson, guard, widen, proximal)
     finally:
         model.eval()
     for name, value in model.state_dict().items():
@@ -213,6 +229,7 @@ def _train(
     lesson: Lesson,
     guard: _Guard,
     widen: bool,
+    proximal: Proximal | None,
 ) -> None:
     """Take the steps; `widen` puts inputs, targets and the teacher's outputs in float32, where the model was put."""
     groups = _parameter_groups(model, recovery.weight_decay)
@@ -227,7 +244,7 @@ def _train(
             outputs = model(*same(batch.inputs))
             taught = same(lesson(step, batch)) if recovery.distill > 0 else None
             loss = _loss(task, recovery, outputs, same(batch.targets), taught)
-        guard.see(loss)
+        guard.see(loss if proximal is None else loss.detach() + proximal.value())
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(loss).backward()
         if recovery.grad_clip is not None:
@@ -235,6 +252,8 @@ def _train(
             nn.utils.clip_grad_norm_([p for g in groups for p in g["params"]], recovery.grad_clip)
         scaler.step(optimizer)
         scaler.update()
+        if proximal is not None:
+            proximal.step(recovery.rate(step) / (1 - recovery.momentum))
     guard.check()
 
 
