@@ -23,11 +23,12 @@ from torch import Tensor
 
 from autorank.formats import Factors, Format
 from autorank.solvers import whitening
+from autorank.solvers.curvature import predicted_loss_increase
 from autorank.solvers.kept import DIGESTS, digest
 from autorank.solvers.whitening import LayerStats
 from autorank.types import Choice, LayerSpec, canonical_json
 
-LAYOUT = 2
+LAYOUT = 3
 """Raised when what a cache file holds changes."""
 
 
@@ -63,8 +64,8 @@ class FitCache:
         factors : dict of Tensor
             float32, on the device of `weight`, the caller's own.
         info : dict
-            ``weight_error`` (‖W − Ŵ‖ / ‖W‖), ``output_error`` (relative, None without `stats`), ``sensitivity`` (of the
-            weight to noise on the factors) and ``hit``.
+            ``weight_error`` (‖W − Ŵ‖ / ‖W‖), ``output_error`` (relative, None without `stats`), ``loss_increase``
+            (½·tr(GΔΣΔᵀ), None without gradients), ``sensitivity`` (of the weight to noise on the factors) and ``hit``.
 
         Raises
         ------
@@ -90,7 +91,7 @@ class FitCache:
             "torch": torch.__version__,
             "device": weight.device.type,  # a GPU rounds otherwise, and an outcome must not depend on who was first
             "weight": digest(weight),
-            "stats": None if stats is None else _used(stats, choice),
+            "stats": None if stats is None else _used(stats),
             "spec": asdict(replace(spec, name="", calls=(), bias=False)),
             "format": choice.format,
             "rank": choice.rank,
@@ -149,12 +150,9 @@ def _content(factors: Mapping[str, Tensor], info: str) -> str:
     return hashlib.sha256("\n".join([info, *parts]).encode()).hexdigest()
 
 
-def _used(stats: LayerStats, choice: Choice) -> list[object]:
-    """Return what identifies the statistics; the gradients matter only where the output is whitened."""
-    inputs: list[object] = [DIGESTS(stats.covariance), stats.factorised]
-    if stats.gradient is None or not choice.whitens("output"):
-        return inputs
-    return [*inputs, DIGESTS(stats.gradient)]
+def _used(stats: LayerStats) -> list[object]:
+    """Return what identifies the statistics; the errors depend on all of them, whatever the fit looks at."""
+    return [DIGESTS(stats.covariance), stats.factorised, None if stats.gradient is None else DIGESTS(stats.gradient)]
 
 
 @lru_cache
@@ -183,5 +181,6 @@ def _errors(
     return {
         "weight_error": float(error / norm) if norm > 0 else float(error),
         "output_error": None if stats is None else whitening.output_error(dense, approx, stats),
+        "loss_increase": None if stats is None else predicted_loss_increase(dense, approx, stats),
         "sensitivity": fmt.sensitivity(factors, spec, choice.rank, choice.options),
     }

@@ -108,13 +108,25 @@ def test_everything_that_matters_is_in_the_key(fmt: Counting, tmp_path: Path, ch
     assert fmt.fits == 2
 
 
-@pytest.mark.parametrize(("whiten", "fits"), [("none", 1), ("input", 1), ("output", 2), ("both", 2)])
-def test_gradients_are_in_the_key_where_they_matter(fmt: Counting, tmp_path: Path, whiten: str, fits: int) -> None:
+@pytest.mark.parametrize("whiten", ["none", "input", "output", "both"])
+def test_gradients_are_in_the_key_whenever_there_are_any(fmt: Counting, tmp_path: Path, whiten: str) -> None:
+    """The predicted rise of the loss depends on them even where the fit does not."""
     choice = Choice("channel_svd", (5,), (("whiten", whiten),))
-    found = [FitCache(tmp_path).get_or_fit(fmt, weight(), SPEC, choice, stats(0, g), 0)[0] for g in (1, 2, 1)]
-    assert fmt.fits == fits
-    assert torch.equal(found[0]["first"], found[1]["first"]) == (fits == 1)
-    assert torch.equal(found[0]["first"], found[2]["first"])
+    found = [FitCache(tmp_path).get_or_fit(fmt, weight(), SPEC, choice, stats(0, g), 0) for g in (1, 2, 1)]
+    assert fmt.fits == 2
+    assert torch.equal(found[0][0]["first"], found[1][0]["first"]) == (whiten in ("none", "input"))
+    assert found[0][1]["loss_increase"] != found[1][1]["loss_increase"]
+    assert torch.equal(found[0][0]["first"], found[2][0]["first"])
+    assert found[0][1]["loss_increase"] == found[2][1]["loss_increase"]
+
+
+def test_the_predicted_rise_is_the_trace_of_the_errors_moments(tmp_path: Path) -> None:
+    choice, given = Choice("channel_svd", (5,), (("whiten", "both"),)), stats(0, 1)
+    factors, info = FitCache(tmp_path).get_or_fit(ChannelSVD(), weight(), SPEC, choice, given, 0)
+    delta = (weight() - ChannelSVD().reconstruct(factors, SPEC, choice.rank, choice.options)).double().reshape(12, 72)
+    assert given.gradient is not None
+    expected = torch.einsum("ab,bi,ij,aj->", given.gradient[0].double(), delta, given.covariance[0].double(), delta) / 2
+    assert info["loss_increase"] == pytest.approx(float(expected))
 
 
 def test_the_code_of_the_formats_is_in_the_key(fmt: Counting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

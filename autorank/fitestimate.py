@@ -1,0 +1,103 @@
+"""How long fits will take, from sizes alone, and which ranks to fit when that is too long."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from autorank import formats
+from autorank.space import Candidate, LayerCandidates
+from autorank.types import LayerSpec, Scalar
+
+DEFAULT_BUDGET_S = 600.0
+"""Estimated seconds of fitting per process beyond which some ranks are not fitted."""
+
+_COSTS: dict[str, tuple[float, float]] = {
+    "channel_svd": (0.004, 2e-9),
+    "spatial_svd": (0.004, 2e-9),
+    "tucker2": (0.005, 2e-9),
+    "grouped_svd": (0.05, 2e-9),
+    "tensor_train": (0.01, 4e-9),
+    "kronecker": (0.05, 1e-8),
+    "cp": (0.4, 1.5e-7),
+    "tucker_cp": (0.4, 4e-8),
+    "block_term": (0.3, 1e-7),
+    "tensor_chain": (0.3, 1e-7),
+    "tensor_ring": (0.5, 2e-7),
+    "sekron": (0.4, 1e-7),
+}
+"""Seconds of a fit: a constant, and so many for each unit of work; measured on one core of a server of 2023."""
+
+_UNKNOWN = (0.1, 1e-7)
+_LEVELS = (8, 7, 6, 5, 4, 3, 2)
+
+
+@dataclass(frozen=True)
+class Family:
+    """The candidates of one layer that differ in their ranks only, cheapest first."""
+
+    spec: LayerSpec
+    candidates: tuple[Candidate, ...]
+
+    @cached_property
+    def each(self) -> tuple[float, ...]:
+        """Estimated seconds of each fit, were it the only one."""
+        return tuple(fit_seconds(self.spec, candidate) for candidate in self.candidates)
+
+    @cached_property
+    def seconds(self) -> float:
+        """Estimated seconds of all fits; where they are parts of one, of that."""
+        if formats.get(self.candidates[0].choice.format).nested:
+            return max(self.each) + 0.002 * len(self.each)
+        return sum(self.each)
+
+    def spread(self, count: int) -> Family:
+        """Return `count` of the candidates, both ends among them and the others evenly between."""
+        last = len(self.candidates) - 1
+        if count > last:
+            return self
+        return Family(self.spec, tuple(self.candidates[round(i * last / (count - 1))] for i in range(count)))
+
+
+def fit_seconds(spec: LayerSpec, candidate: Candidate) -> float:
+    """Return roughly how long one fit takes on one core.
+
+    Work is counted as the entries of the weight times a rank of its order: parameters over the sum of the modes, which
+    is exact for CP, where each sweep multiplies every entry with every component.
+    """
+    constant, slope = _COSTS.get(candidate.choice.format, _UNKNOWN)
+    entries = spec.weight_count
+    modes = spec.out_channels + spec.weight_shape[1] + entries // (spec.out_channels * spec.weight_shape[1])
+    return constant + slope * entries * candidate.cost.params / modes
+
+
+def families(layer: LayerCandidates) -> list[Family]:
+    """Group the candidates of a layer by format and options."""
+    groups: dict[tuple[str, tuple[tuple[str, Scalar], ...]], list[Candidate]] = {}
+    for candidate in layer.candidates:
+        groups.setdefault((candidate.choice.format, candidate.choice.options), []).append(candidate)
+    return [
+        Family(layer.spec, tuple(sorted(group, key=lambda c: (c.cost.macs, c.cost.params, c.choice.rank))))
+        for group in groups.values()
+    ]
+
+
+def thinned(ranked: Sequence[Family], budget_s: float) -> list[Family]:
+    """Take ranks out of families, the slowest family first, until all fits are thought to take `budget_s` seconds.
+
+    Every family keeps its two ends, even where that takes longer.
+    """
+    left = list(ranked)
+    total = sum(family.seconds for family in left)
+    order = sorted(range(len(left)), key=lambda i: (-ranked[i].seconds, i))
+    for level in _LEVELS:
+        for i in order:
+            if total <= budget_s:
+                return left
+            if formats.get(ranked[i].candidates[0].choice.format).nested:
+                continue  # the largest rank is fitted anyway, and the others come with it
+            fewer = ranked[i].spread(level)
+            total += fewer.seconds - left[i].seconds
+            left[i] = fewer
+    return left
