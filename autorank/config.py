@@ -78,6 +78,7 @@ class SweepConfig(_Section):
     latency: LatencyConfig = LatencyConfig()
     calibration: int = Field(512, ge=1)
     max_drop: float | None = Field(None, ge=0)
+    reuse: str | None = None
 
     @field_validator("max_time", mode="before")
     @classmethod
@@ -91,7 +92,7 @@ class SweepConfig(_Section):
             raise ValueError("a fraction below 1 or a whole number of examples")
         return value
 
-    @field_validator("weights", "data", "space", "sweep_dir", mode="before")
+    @field_validator("weights", "data", "space", "sweep_dir", "reuse", mode="before")
     @classmethod
     def _path(cls, value: object) -> object:
         return os.fspath(value) if isinstance(value, os.PathLike) else value
@@ -182,6 +183,8 @@ def rooted(settings: Mapping[str, Any], root: Path) -> dict[str, Any]:
         value = data.get(key)
         if isinstance(value, str) and (root / value).is_file():
             data[key] = str((root / value).resolve())
+    if isinstance(data.get("reuse"), str):
+        data["reuse"] = str((root / data["reuse"]).resolve())
     source = data.get("data")
     if isinstance(source, str):
         scheme, _, rest = source.partition(":")

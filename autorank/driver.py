@@ -19,11 +19,15 @@ from autorank.front import front_of
 from autorank.journal import Journal
 from autorank.prepare import Prepared, default_workers, prepare
 from autorank.progress import Reporter
+from autorank.reuse import borrowed
 from autorank.schedule import Schedule
 from autorank.stopping import StopSignal, interrupts
 from autorank.tasks import Task
-from autorank.trial import weights_file
+from autorank.trial import carrier_file, weights_file
 from autorank.types import DenseFigures, FrontPoint, SweepHeader, TrialRecord
+
+KEPT_OF_CHAINS = 32
+"""Trials whose weights are kept a while where later ones may start from them."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ class Driver:
         self.records: dict[int, TrialRecord] = {record.number: record for record in self.before.records}
         self.stop = StopSignal(config.max_time)
         self._kept: set[Path] = set()
+        self._latest: list[TrialRecord] = []
         self.dense: DenseFigures | None = None
 
     def run(self) -> Outcome:
@@ -122,12 +127,17 @@ class Driver:
             header.constraints,
             config.seed,
             config.strategy.options,
+            dense=header.dense,
+            fidelity=prepared.context.full_fidelity,
         )
+        self._keep_latest = KEPT_OF_CHAINS if strategy.chains else 0
         return Schedule(
             strategy,
             trials=config.trials,
             fidelity=prepared.context.full_fidelity,
             known=self.records.values(),
+            borrowed=borrowed(config.reuse, header) if config.reuse else (),
+            on_borrowed=self._on_record,
             lookahead=config.lookahead or 1,
             objectives=header.objectives,
             gate_patience=config.pruning.patience,
@@ -147,7 +157,8 @@ class Driver:
 
     def _search(self, prepared: Prepared, schedule: Schedule) -> str:
         config = self.config
-        self.reporter.trials(len(self.records), config.trials, None, self._front())
+        self._schedule_now = schedule
+        self._show(None, self._front())
         if config.executor == "inline":
             from autorank import inline
 
@@ -160,7 +171,9 @@ class Driver:
             orchestrate.run(schedule, prepared.context, self._on_record, self.stop, workers=workers)
         if self.stop.reason:
             return self.stop.reason
-        return "the whole search space was tried" if schedule.exhausted else f"all {config.trials} trials done"
+        if schedule.exhausted:
+            return schedule.ended or "the whole search space was tried"
+        return f"all {config.trials} trials done"
 
     def _on_record(self, record: TrialRecord) -> None:
         self.journal.write_trial(record)
@@ -169,15 +182,22 @@ class Driver:
             self.tracker.log(record)
         front = self._front()
         self._drop_dominated(record, front)
-        self.reporter.trials(len(self.records), self.config.trials, record, front)
+        self._show(record, front)
+
+    def _show(self, record: TrialRecord | None, front: Sequence[TrialRecord]) -> None:
+        points = sum(not r.probe for r in self.records.values())
+        self.reporter.trials(points, self.config.trials, record, front, len(self.records) - points)
 
     def _front(self) -> tuple[TrialRecord, ...]:
         return front_of(self.records.values(), self.header.objectives, self.header.constraints)
 
     def _drop_dominated(self, fresh: TrialRecord, front: Sequence[TrialRecord]) -> None:
-        """Delete the weights of models that no one will pick; a plan's weights can always be made again."""
-        files = {weights_file(self.directory, record) for record in front}
-        for path in (self._kept | {weights_file(self.directory, fresh)}) - files:
+        """Delete the weights of models that no one will pick or start from; they can always be made again."""
+        self._latest = [*self._latest, fresh][-self._keep_latest :] if self._keep_latest else []
+        wanted = [*front, *self._latest, *(r for r in self.records.values() if r.key in self._schedule_now.parents)]
+        files = {place(self.directory, r) for r in wanted for place in (weights_file, carrier_file)}
+        fresh_files = {weights_file(self.directory, fresh), carrier_file(self.directory, fresh)}
+        for path in (self._kept | fresh_files) - files:
             path.unlink(missing_ok=True)
         self._kept = files
 
@@ -200,6 +220,7 @@ class Driver:
             front,
             prepared.context,
             self.reporter,
+            records=self.records,
             batch=self.config.latency.batch,
             threads=self.config.latency.threads,
             known=self.before.measured,
@@ -265,6 +286,8 @@ class _Interruptible:
             raise SweepError(f"stopped during {what}, before the search; the same command starts it again")
         self._reporter.step(what, done, total)
 
-    def trials(self, done: int, total: int, record: TrialRecord | None, front: Sequence[TrialRecord]) -> None:
+    def trials(
+        self, done: int, total: int, record: TrialRecord | None, front: Sequence[TrialRecord], probes: int = 0
+    ) -> None:
         """Pass it on."""
-        self._reporter.trials(done, total, record, front)
+        self._reporter.trials(done, total, record, front, probes)

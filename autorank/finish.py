@@ -11,7 +11,8 @@ from autorank import measure
 from autorank.evaluate import evaluate
 from autorank.prepare import LAYER_SECONDS
 from autorank.progress import Reporter
-from autorank.trial import TrialContext, TrialRunner, job_of
+from autorank.schedule import job_of
+from autorank.trial import TrialContext, TrialRunner
 from autorank.types import Choice, DenseFigures, FrontPoint, TrialRecord
 
 # A layer counts as slower only beyond what two timings of the same layer differ by.
@@ -23,6 +24,7 @@ def measure_front(
     context: TrialContext,
     reporter: Reporter,
     *,
+    records: Mapping[int, TrialRecord],
     batch: int = 1,
     threads: int = 1,
     known: Mapping[int, FrontPoint] | None = None,
@@ -74,7 +76,7 @@ def measure_front(
         points = dict(known)
         for done, record in enumerate(fresh):
             reporter.step(what, done, len(fresh))
-            model = runner.model(job_of(record), record)
+            model = runner.model(job_of(record, records))
             timing = measure.time_module(model, inputs, threads, device=device)
             slower = _slower(record, times)
             points[record.number] = FrontPoint(record, test_score(model), timing.median_ms, timing.spread_ms, slower)

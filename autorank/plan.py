@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from autorank import formats
@@ -13,7 +15,7 @@ from autorank.errors import FormatError, PlanError
 from autorank.fitcache import FitCache
 from autorank.formats import Factors
 from autorank.formats.replacing import in_place_of
-from autorank.layout import canonical_weight
+from autorank.layout import canonical_weight, stored_weight
 from autorank.measure import undisturbed
 from autorank.modules import Reading, read, substitute
 from autorank.seeding import seeded
@@ -47,6 +49,7 @@ def apply(
     specs: Sequence[LayerSpec] = (),
     stats: Mapping[str, LayerStats] | None = None,
     cache: FitCache | None = None,
+    trained: Mapping[str, nn.Module] | None = None,
 ) -> tuple[nn.Module, tuple[LayerResult, ...]]:
     """Return a decomposed copy of a model.
 
@@ -63,6 +66,9 @@ def apply(
         for ``whiten=output``.
     cache : FitCache, optional
         Where earlier fits are looked up.
+    trained : mapping of str to nn.Module, optional
+        Layers of the plan that are decomposed already, just so: copied into their places instead of being fitted. Their
+        errors are 0, as nothing is lost.
 
     Returns
     -------
@@ -95,10 +101,17 @@ def apply(
         fmt, spec = formats.get(choice.format), known[name]
         weight = old.weight
         assert isinstance(weight, Tensor)
+        done = (trained or {}).get(name)
         with undisturbed():
-            plain = canonical_weight(weight.detach(), spec)
-            factors, info = cache.get_or_fit(fmt, plain, spec, choice, (stats or {}).get(name), plan.seed)
-            changes[old] = _layer(old, spec, choice, factors)
+            if done is not None:
+                changes[old] = model_copy(done).to(weight.device).train(old.training)
+                factors = fmt.factors_of(done, spec, choice.rank, choice.options)
+                kept = fmt.sensitivity(factors, spec, choice.rank, choice.options)
+                info: dict[str, Any] = {"weight_error": 0.0, "output_error": None, "sensitivity": kept}
+            else:
+                plain = canonical_weight(weight.detach(), spec)
+                factors, info = cache.get_or_fit(fmt, plain, spec, choice, (stats or {}).get(name), plan.seed)
+                changes[old] = _layer(old, spec, choice, factors)
         cost = fmt.cost(spec, choice.rank, choice.options)
         results.append(
             LayerResult(
@@ -107,6 +120,7 @@ def apply(
                 weight_error=info["weight_error"],
                 output_error=info["output_error"],
                 sensitivity=info["sensitivity"],
+                loss_increase=info.get("loss_increase"),
                 macs=cost.macs,
                 params=cost.params,
                 macs_dense=spec.macs,
@@ -114,6 +128,63 @@ def apply(
             )
         )
     return substitute(copied, changes), tuple(results)
+
+
+def kernels(dense: nn.Module, plan: Plan, model: nn.Module) -> dict[str, Tensor]:
+    """Return the kernels that the decomposed layers of a model stand for, by name.
+
+    Parameters
+    ----------
+    dense : nn.Module
+        The network before `plan` was applied; its weights are not looked at.
+    plan : Plan
+    model : nn.Module
+        The network after it, perhaps trained since.
+
+    Returns
+    -------
+    dict of Tensor, shape (T, S/groups, K1, ..., Kd)
+        In float64, on the device of the model.
+    """
+    found = {}
+    for name, spec in _checked(dense, plan, ()).items():
+        choice = plan.choices[name]
+        fmt = formats.get(choice.format)
+        factors = fmt.factors_of(model.get_submodule(name), spec, choice.rank, choice.options)
+        doubled = {key: factor.double() for key, factor in factors.items()}
+        found[name] = fmt.reconstruct(doubled, spec, choice.rank, choice.options)
+    return found
+
+
+def undecomposed(dense: nn.Module, plan: Plan, model: nn.Module) -> nn.Module:
+    """Return a copy of a decomposed model in which every layer has a dense kernel again, the one that it stands for.
+
+    So a layer is decomposed again as any dense one: for Tucker-2 that is the decomposition of its core with the new
+    factors merged into the 1×1 layers around it (Gusak et al. 2019, arXiv 1903.09973), as the best approximation of
+    the kernel lies in the span of its outer factors.
+
+    Parameters
+    ----------
+    dense : nn.Module
+        The network before `plan` was applied; gives the layers, not their weights.
+    plan : Plan
+    model : nn.Module
+        Not changed; biases, batch norm and all else of it are kept.
+    """
+    known = _checked(dense, plan, ())
+    copied, plain = model_copy(model), model_copy(dense)
+    changes: dict[nn.Module, nn.Module] = {}
+    with torch.no_grad():
+        for name, kernel in kernels(dense, plan, model).items():
+            old, new = copied.get_submodule(name), plain.get_submodule(name)
+            weight, bias = new.weight, new.bias
+            assert isinstance(weight, Tensor)
+            new.to(kernel.device)
+            new.weight.copy_(stored_weight(kernel, known[name]))  # type: ignore[operator]
+            if isinstance(bias, Tensor):
+                new.bias.copy_(list(old.children())[-1].bias)  # type: ignore[operator, arg-type]
+            changes[old] = new.train(old.training)
+    return substitute(copied, changes)
 
 
 def _missing(choice: Choice, stats: LayerStats | None) -> str:

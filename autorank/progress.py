@@ -20,8 +20,10 @@ class Reporter(Protocol):
     def step(self, what: str, done: int, total: int) -> None:
         """Show how far a part of the preparation or of the end is."""
 
-    def trials(self, done: int, total: int, record: TrialRecord | None, front: Sequence[TrialRecord]) -> None:
-        """Show the state of the search after a trial."""
+    def trials(
+        self, done: int, total: int, record: TrialRecord | None, front: Sequence[TrialRecord], probes: int = 0
+    ) -> None:
+        """Show the state of the search after a trial; probes are trials that do not count."""
 
 
 class Silent:
@@ -33,7 +35,9 @@ class Silent:
     def step(self, what: str, done: int, total: int) -> None:
         """Ignore."""
 
-    def trials(self, done: int, total: int, record: TrialRecord | None, front: Sequence[TrialRecord]) -> None:
+    def trials(
+        self, done: int, total: int, record: TrialRecord | None, front: Sequence[TrialRecord], probes: int = 0
+    ) -> None:
         """Ignore."""
 
 
@@ -64,9 +68,13 @@ class Terminal:
         if not self._console.is_terminal and done >= total:
             self.say(f"{what}: done")
 
-    def trials(self, done: int, total: int, record: TrialRecord | None, front: Sequence[TrialRecord]) -> None:
+    def trials(
+        self, done: int, total: int, record: TrialRecord | None, front: Sequence[TrialRecord], probes: int = 0
+    ) -> None:
         """Move the bar of the search and show the front so far."""
         best = f"front: {front_line(front)}" if front else ""
+        if probes:
+            best = f"{probes} probes  {best}"
         if self._task is None or self._what != "trials":
             self._close()
             self._what = "trials"

@@ -18,8 +18,9 @@ from autorank.front import Recommendation, front_of, recommended, select
 from autorank.journal import FILE_NAME, Journal, read
 from autorank.prepare import default_workers, prepare, resolve_device
 from autorank.progress import Reporter, Silent, open_reporter
+from autorank.schedule import job_of
 from autorank.tasks import Task, load_task
-from autorank.trial import TrialRunner, job_of, load_weights
+from autorank.trial import TrialRunner, load_weights, weights_file
 from autorank.types import DenseFigures, FrontPoint, SweepHeader, TrialRecord
 
 if TYPE_CHECKING:
@@ -124,13 +125,14 @@ class SearchResult:
         """Return the recovered compressed model of a point (by default the recommended one), on the CPU."""
         point = point or self.best()
         task = self._need_task()
-        model = load_weights(task.model(), self.directory, point.record)
+        model = load_weights(task.model(), point.record.plan, weights_file(self.directory, point.record))
         if model is not None:
             return model
         # Its weights are gone: the trial is run again, for which all that trials share is needed.
         config = self.config.model_copy(update={"device": _device_here(self.config.device)})
         prepared = prepare(task, config, self.directory, Silent(), self.header)
-        return TrialRunner(prepared.context).model(job_of(point.record), point.record).cpu()
+        records = {record.number: record for record in self.records}
+        return TrialRunner(prepared.context).model(job_of(point.record, records)).cpu()
 
     def export(
         self,

@@ -7,7 +7,7 @@ import os
 import platform
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,13 +16,17 @@ import torch
 from torch import nn
 
 from autorank import measure
+from autorank.copying import model_copy
 from autorank.errors import AutorankError, TrialError
 from autorank.evaluate import evaluate
 from autorank.fitcache import FitCache
-from autorank.plan import apply, build
+from autorank.layout import canonical_weight
+from autorank.plan import apply, build, undecomposed
+from autorank.pulling import decomposed_kernels, squared_distances, train_with_pull
 from autorank.recover import Recovery, Teacher, fine_tune, reestimate_batch_norm
 from autorank.schedule import Job
 from autorank.solvers import whitening
+from autorank.solvers.vbmf import spectrum
 from autorank.space import predicted_latency
 from autorank.tasks import Task
 from autorank.types import (
@@ -33,6 +37,7 @@ from autorank.types import (
     Fidelity,
     LayerResult,
     LayerSpec,
+    Plan,
     TrialRecord,
 )
 
@@ -62,6 +67,8 @@ class TrialContext:
     teacher_file : Path or None
     latencies : mapping
         (layer name, choice or None for dense) → milliseconds; empty unless latency is an objective.
+    candidates : mapping of str to tuple of Choice
+        Layer → its candidates, in the order of the search space.
     """
 
     task: Task
@@ -75,6 +82,7 @@ class TrialContext:
     stats_file: Path | None = None
     teacher_file: Path | None = None
     latencies: Mapping[tuple[str, Choice | None], float] = field(default_factory=dict)
+    candidates: Mapping[str, tuple[Choice, ...]] = field(default_factory=dict)
 
     @property
     def full_fidelity(self) -> Fidelity:
@@ -117,24 +125,64 @@ class TrialRunner:
             versions=versions(),
         )
 
-    def model(self, job: Job, record: TrialRecord) -> nn.Module:
+    def model(self, job: Job) -> nn.Module:
         """Return the recovered model of a finished trial: from its saved weights, else by running it again."""
-        directory = self.context.directory
-        model = load_weights(self._dense, directory, record)
+        return self._saved(job, lambda: load_weights(self._dense, job.plan, weights_file(self.context.directory, job)))
+
+    def _saved(self, job: Job, load: Callable[[], nn.Module | None]) -> nn.Module:
+        """Return what `load` finds of a finished trial, for which the trial is run again if need be."""
+        model = load()
         if model is None:
-            again = self.run(replace(job, gate=None))
+            again = self.run(replace(job, gate=None, probe=False))
             if again.status != "complete":
-                raise TrialError(f"trial {record.number} could not be run again: {again.reason}")
-            model = load_weights(self._dense, directory, record)
+                raise TrialError(f"trial {job.number} could not be run again: {again.reason}")
+            model = load()
         if model is None:
-            raise TrialError(f"the weights of trial {record.number} could not be written below {directory}")
+            raise TrialError(f"the weights of trial {job.number} could not be written below {self.context.directory}")
         return model
+
+    def _origin(self, job: Job | None) -> nn.Module:
+        """Return the undecomposed network with the weights with which a trial ended."""
+        if job is None:
+            return self._dense
+        if job.pull:
+            path = carrier_file(self.context.directory, job)
+            return self._saved(job, lambda: load_weights(self._dense, Plan(), path))
+        return undecomposed(self._dense, job.plan, self.model(job))
+
+    def _start(self, job: Job, clock: _Clock) -> tuple[nn.Module, dict[str, nn.Module], tuple[tuple[int, float], ...]]:
+        """Return the network that is decomposed, the layers that are so already, and the curve of a pulled training."""
+        parent = job.parent
+        with clock("fit"):
+            origin = self._origin(parent)
+            trained: dict[str, nn.Module] = {}
+            if parent is not None and not parent.pull and not job.pull:
+                before, model = parent.plan.choices, self.model(parent)
+                same = (name for name, choice in job.plan.layers if before.get(name) == choice)
+                trained = {name: model.get_submodule(name) for name in same}
+        if not job.pull:
+            return origin, trained, ()
+        context = self.context
+        with clock("fit"):
+            network = model_copy(origin)
+            copies = decomposed_kernels(network, job.plan, specs=context.specs, stats=self._statistics())
+        with clock("tune"):
+            recovery = replace(context.recovery, steps=job.fidelity.steps)
+            curve = train_with_pull(
+                network, copies, context.task, recovery, job.pull, context.seed, context.device, self._teach()
+            )
+        with clock("other"):
+            save_weights(network, carrier_file(context.directory, job))
+        return network, {}, curve
 
     def _run(self, job: Job, clock: _Clock) -> TrialRecord:
         context = self.context
+        origin, trained, curve = self._start(job, clock)
         with clock("fit"):
+            # Weights that were trained in the sweep are fitted once; only fits of the dense model's come back.
+            cache = self._cache if origin is self._dense else None
             model, layers = apply(
-                self._dense, job.plan, specs=context.specs, stats=self._statistics(), cache=self._cache
+                origin, job.plan, specs=context.specs, stats=self._statistics(), cache=cache, trained=trained
             )
         cost, layers = self._measure(model, layers, clock)
         kept = cost.kept(self.context.dense_cost)
@@ -154,15 +202,23 @@ class TrialRunner:
             cost=cost,
             kept=kept,
             layers=layers,
+            curve=curve,
+            parent=job.parent.number if job.parent else None,
+            lineage=job.lineage,
+            pull=job.pull,
+            probe=job.probe,
+            want=job.want,
         )
         if job.gate is not None and (reason := job.gate.hopeless(best.score, kept)):
             return replace(base, reason=reason)
-        curve: tuple[tuple[int, float], ...] = ()
         reason = ""
-        if job.fidelity.steps:
+        if job.fidelity.steps and not job.pull:
             model, best, curve, reason = self._fine_tune(model, best, job.fidelity, clock)
         with clock("other"):
-            save_weights(model, weights_file(context.directory, replace(base, fidelity=job.fidelity)))
+            if job.fidelity.steps or not job.probe:  # what cost next to nothing is made again where it is needed
+                save_weights(model, weights_file(context.directory, job))
+        with clock("fit"):
+            measured = self._measured(job, model, origin)
         return replace(
             base,
             fidelity=job.fidelity,
@@ -171,7 +227,32 @@ class TrialRunner:
             loss=best.loss,
             curve=curve,
             reason=reason,
+            measured=measured,
         )
+
+    def _measured(self, job: Job, model: nn.Module, origin: nn.Module) -> dict[str, tuple[float, ...]]:
+        """Measure what the strategy asked for on the kernels with which the trial ended."""
+        if not job.want:
+            return {}
+        names = list(self.context.candidates)
+        specs = {spec.name: spec for spec in self.context.specs}
+        # A pulled training ends with the undecomposed weights, all others with decomposed ones.
+        network = origin if job.pull or not job.plan.layers else undecomposed(self._dense, job.plan, model)
+        if job.want == "distances":
+            return squared_distances(
+                network,
+                self.context.candidates,
+                specs=self.context.specs,
+                stats=self._statistics(),
+                seed=job.plan.seed,
+            )
+        found = {}
+        for name in names:
+            weight = network.get_submodule(name).weight
+            assert isinstance(weight, torch.Tensor)
+            kernel = canonical_weight(weight.detach(), specs[name])
+            found[name] = tuple(map(float, spectrum(kernel, specs[name].groups).vbmf))
+        return found
 
     def _statistics(self) -> dict[str, whitening.LayerStats] | None:
         if self._stats is None and self.context.stats_file is not None:
@@ -257,20 +338,24 @@ def better(a: float, b: float, direction: Direction) -> bool:
     return a > b if direction == "max" else a < b
 
 
-def weights_file(directory: Path, record: TrialRecord) -> Path:
+def weights_file(directory: Path, trial: Job | TrialRecord) -> Path:
     """Return where the recovered weights of a trial are kept."""
-    return directory / MODELS / f"{record.plan_id}-{record.fidelity.label}.safetensors"
+    return directory / MODELS / f"{trial.key}.safetensors"
 
 
-def load_weights(dense: nn.Module, directory: Path, record: TrialRecord) -> nn.Module | None:
+def carrier_file(directory: Path, trial: Job | TrialRecord) -> Path:
+    """Return where the undecomposed weights of a pulled training are kept."""
+    return directory / MODELS / f"{trial.key}-undecomposed.safetensors"
+
+
+def load_weights(dense: nn.Module, plan: Plan, path: Path) -> nn.Module | None:
     """Return the recovered model of a trial on the dense model's device, or None when its weights are not kept."""
     from safetensors import SafetensorError
     from safetensors.torch import load_model
 
-    path = weights_file(directory, record)
     if not path.is_file():
         return None
-    model = build(dense, record.plan)
+    model = build(dense, plan)
     device = next((str(p.device) for p in dense.parameters()), "cpu")
     try:
         load_model(model, str(path), device=device)
@@ -288,11 +373,6 @@ def save_weights(model: nn.Module, path: Path) -> None:
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     save_model(model, str(part))
     part.replace(path)
-
-
-def job_of(record: TrialRecord) -> Job:
-    """Return the job that gave this record."""
-    return Job(record.number, record.plan, record.target or record.fidelity)
 
 
 def versions() -> dict[str, str]:
@@ -348,6 +428,11 @@ def failed(job: Job, reason: str) -> TrialRecord:
         target=job.fidelity,
         status="failed",
         reason=reason,
+        parent=job.parent.number if job.parent else None,
+        lineage=job.lineage,
+        pull=job.pull,
+        probe=job.probe,
+        want=job.want,
     )
 
 

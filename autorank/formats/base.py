@@ -179,6 +179,16 @@ class Format(ABC):
             The layer or the rank is not supported, or a shape is wrong.
         """
 
+    def factors_of(self, layer: nn.Module, spec: LayerSpec, rank: tuple[int, ...], options: Options = ()) -> Factors:
+        """Return the factors that a module made by `layer` holds now, which may have been trained since.
+
+        Raises
+        ------
+        FormatError
+            The format cannot read its modules, so that what it wrote cannot be decomposed again.
+        """
+        raise self._error(spec, "it is written in a format that cannot read its trained factors back")
+
     @abstractmethod
     def network(
         self, factors: Factors, spec: LayerSpec, rank: tuple[int, ...], options: Options = ()

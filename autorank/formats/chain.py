@@ -107,6 +107,19 @@ class ChainFormat(Format):
                 self._set_bias(list(layer.children())[-1].bias, spec, bias, factors is None)  # type: ignore[arg-type]
         return layer
 
+    def factors_of(self, layer: nn.Module, spec: LayerSpec, rank: tuple[int, ...], options: Options = ()) -> Factors:
+        """Return the factors that a module made by `layer` holds now, which may have been trained since."""
+        found = {}
+        for step, shape in zip(
+            self.steps(spec, rank, options), self.factor_shapes(spec, rank, options).values(), strict=True
+        ):
+            module = layer.get_submodule(step.factor)
+            weight: Tensor = module.weight.detach()  # type: ignore[operator]
+            if isinstance(module, nn.modules.conv._ConvTransposeNd):
+                weight = swapped(weight, module.groups)
+            found[step.factor] = weight.reshape(shape)
+        return found
+
     def _sizes(self, spec: LayerSpec, rank: tuple[int, ...], options: Options) -> dict[str, int]:
         return {"s": spec.weight_shape[1], "t": spec.out_channels // spec.groups, **self.sizes(spec, rank, options)}
 

@@ -88,6 +88,8 @@ class Strategy(ABC):
     allowed: ClassVar[Mapping[str, Option]] = {}
     needs: ClassVar[frozenset[str]] = frozenset()
     """What is prepared before the search and stands in the space: ``errors`` of candidates, ``spectra`` of layers."""
+    chains: ClassVar[bool] = False
+    """Whether proposals start from the weights of earlier ones, which are then kept a while."""
 
     def __init__(
         self,

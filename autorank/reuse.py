@@ -1,0 +1,48 @@
+"""Answers of an earlier sweep that hold in a new one, so that a second target costs only what is new."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from autorank.errors import SweepError
+from autorank.journal import read
+from autorank.types import SweepHeader, TrialRecord
+
+SAME = ("recovery", "seed", "validation", "calibration", "threads")
+"""Settings on which the outcome of a trial depends besides its plan."""
+
+
+def borrowed(directory: Path | str, header: SweepHeader) -> tuple[TrialRecord, ...]:
+    """Return the trials of an earlier sweep that give the same outcome in a new one; failed ones are tried again.
+
+    Early stopping and latencies are matters of a sweep, so stopped trials are left out, and latencies are not borrowed.
+
+    Parameters
+    ----------
+    directory : path
+        Of the earlier sweep.
+    header : SweepHeader
+        Of the new one.
+
+    Raises
+    ------
+    SweepError
+        There is no sweep, or its model, weights, data or recovery are others.
+    """
+    contents = read(Path(directory))
+    if contents.header is None:
+        raise SweepError(f"reuse: {directory} holds no sweep whose trials could be reused")
+    before = contents.header
+    if dict(before.fingerprint) != dict(header.fingerprint):
+        raise SweepError(f"reuse: the sweep in {directory} had another model, other weights or other data")
+    for key in SAME:
+        if before.config.get(key) != header.config.get(key):
+            raise SweepError(
+                f"reuse: the sweep in {directory} had {key} = {before.config.get(key)}, this one has "
+                f"{header.config.get(key)}; with the same {key} its trials can be reused"
+            )
+    if any(o.name == "latency_kept" for o in header.objectives) or any(
+        c.name == "latency_kept" for c in header.constraints
+    ):
+        raise SweepError("reuse: latencies are measured anew in every sweep, so trials cannot be reused for them")
+    return tuple(record for record in contents.records if record.status == "complete")
