@@ -1,0 +1,101 @@
+"""Plans moved, at the least loss, to where every bound on a cost is met."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from autorank.strategies.catalog import Catalog, Vector, amount
+
+Table = npt.NDArray[np.float64]
+"""One row per layer, one column per index: 0 is dense, k the k-th candidate; padded with infinity."""
+
+
+def table(rows: Sequence[Sequence[float]]) -> Table:
+    """Return the rows as one array, padded with infinity to the length of the longest."""
+    found = np.full((len(rows), max(map(len, rows), default=0)), np.inf)
+    for i, row in enumerate(rows):
+        found[i, : len(row)] = row
+    return found
+
+
+def shares(catalog: Catalog, name: str) -> Table:
+    """Return what each index of each layer costs, as a share of the whole dense model's cost `name`."""
+    dense = catalog.space.dense
+    # Bytes are proportional to parameters, and `amount` counts them so.
+    whole = {"macs_kept": dense.macs, "latency_kept": dense.latency_ms or 1.0}.get(name, dense.params)
+    return table(
+        [
+            [
+                amount(catalog.space, layer, candidate, name) / max(whole, 1e-300)
+                for candidate in (None, *layer.candidates)
+            ]
+            for layer in catalog.space.layers
+        ]
+    )
+
+
+class Bounds:
+    """The constraints of a catalog, and the way into them.
+
+    Parameters
+    ----------
+    catalog : Catalog
+    """
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self._shares = {c.name: shares(catalog, c.name) for c in catalog.constraints}
+
+    def meet(self, vector: Vector, losses: Table, allowed: npt.NDArray[np.bool_] | None = None) -> Vector | None:
+        """Change single layers until every constraint is met, each time at the least loss for what is gained.
+
+        Parameters
+        ----------
+        vector : tuple of int
+        losses : array, shape (layers, indices)
+            What is lost, in sum over the layers; infinite where an index must not be taken.
+        allowed : array of bool, shape (layers, indices), optional
+            Which indices may be taken.
+
+        Returns
+        -------
+        tuple of int or None
+            None when that leads nowhere; with a single upper bound that is only where no allowed plan meets it.
+        """
+        catalog, rows = self._catalog, np.arange(len(vector))
+        free = np.isfinite(losses) if allowed is None else np.isfinite(losses) & allowed
+        now = np.asarray(vector)
+        for _ in range(10 * len(vector) + 100):
+            vector = tuple(int(k) for k in now)
+            violations = catalog.violations(vector)
+            missed = [c for c in catalog.constraints if violations[str(c)] > 0]
+            if not missed:
+                return vector
+            worst, rest = missed[0], [c for c in catalog.constraints if c not in missed]
+            gains = self._change(worst, now, rows)
+            useful = free & (gains > 0)
+            # A step that breaks no bound that is met, where there is one.
+            harmless = useful.copy()
+            for c in rest:
+                harmless &= -self._change(c, now, rows) <= -violations[str(c)]
+            choice = harmless if harmless.any() else useful
+            if not choice.any():
+                return None
+            extra = losses - losses[rows, now][:, None]
+            gained = np.minimum(gains, violations[str(worst)])
+            with np.errstate(divide="ignore", invalid="ignore"):
+                price = np.where(choice, extra / gained, np.inf)
+            layer, index = np.unravel_index(int(np.argmin(price)), price.shape)
+            now[layer] = index
+        return None
+
+    def _change(self, constraint: Any, now: npt.NDArray[np.int_], rows: npt.NDArray[np.int_]) -> Table:
+        """Return by how much each change of one layer brings a plan nearer to, or further within, a constraint."""
+        costs = self._shares[constraint.name]
+        sign = 1.0 if constraint.operator == "<=" else -1.0
+        with np.errstate(invalid="ignore"):
+            return np.where(np.isfinite(costs), sign * (costs[rows, now][:, None] - costs), -np.inf)
