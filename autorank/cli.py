@@ -68,7 +68,16 @@ def search(
     space: Annotated[
         str | None, typer.Option(help="Search space: a YAML file or a shipped name (see `autorank spaces`).")
     ] = None,
-    strategy: Annotated[str | None, typer.Option(help="tpe (default), nsga2 or random.")] = None,
+    strategy: Annotated[
+        str | None,
+        typer.Option(help="How plans are chosen: auto (default), knapsack, tpe, … (see `autorank strategies`)."),
+    ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option("--option", help="KEY=VALUE for the strategy; may be repeated.")
+    ] = None,
+    reuse: Annotated[
+        Path | None, typer.Option(help="An earlier sweep on the same model and data, whose trials are not run again.")
+    ] = None,
     trials: Trials = None,
     max_time: MaxTime = None,
     objectives: Annotated[
@@ -112,7 +121,8 @@ def search(
         "data_args": _pairs(data_arg, "--data-arg"),
         "validation": _number(validation, "--validation"),
         "space": space,
-        "strategy": {"name": strategy} if strategy else None,
+        "strategy": _given(name=strategy, options=_pairs(option, "--option")),
+        "reuse": str(reuse) if reuse else None,
         "trials": trials,
         "max_time": max_time,
         "objectives": objectives,
@@ -124,7 +134,7 @@ def search(
         "workers": workers,
         "tracking_uri": tracking_uri,
         "max_drop": max_drop,
-        "recovery": {key: value for key, value in (("steps", steps), ("lr", lr)) if value is not None} or None,
+        "recovery": _given(steps=steps, lr=lr),
     }
     settings = read_config(config, flags)
     result = run_search(**settings.model_dump(), progress=not quiet)
@@ -251,6 +261,16 @@ def spaces(name: Annotated[str | None, typer.Argument(help="Print this space's f
 
 
 @app.command()
+def strategies(
+    markdown: Annotated[bool, typer.Option("--markdown", help="As Markdown.")] = False,
+) -> None:
+    """List the strategies by which plans are chosen, with their options."""
+    from autorank.show import print_strategies
+
+    print_strategies(markdown)
+
+
+@app.command()
 def formats(
     markdown: Annotated[bool, typer.Option("--markdown", help="As Markdown, with the reasons.")] = False,
 ) -> None:
@@ -295,6 +315,11 @@ def _print_result(result: Any) -> None:
     print_result(result)
     if result.ended == "interrupted":
         raise typer.Exit(130)
+
+
+def _given(**values: Any) -> dict[str, Any] | None:
+    """Return the values that are not None; None when there are none."""
+    return {key: value for key, value in values.items() if value is not None} or None
 
 
 def _pairs(items: list[str] | None, flag: str) -> dict[str, Any] | None:

@@ -165,6 +165,13 @@ def read_config(path: Path | None, flags: Mapping[str, Any]) -> SweepConfig:
         data = rooted({str(k): v for k, v in loaded.items()}, path.resolve().parent)
         if isinstance(data.get("strategy"), str) and isinstance(flags.get("strategy"), Mapping):
             data["strategy"] = {"name": data["strategy"]}
+        flagged, filed = flags.get("strategy"), data.get("strategy")
+        if (
+            isinstance(flagged, Mapping)
+            and isinstance(filed, Mapping)
+            and flagged.get("name", filed.get("name")) != (filed.get("name"))
+        ):
+            data["strategy"] = {}  # another strategy has other options
     return make_config(merged(data, rooted(flags, Path.cwd())), where)
 
 

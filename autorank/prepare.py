@@ -16,7 +16,8 @@ from typing import Literal
 import torch
 from torch import nn
 
-from autorank import measure
+from autorank import measure, strategies
+from autorank.beforehand import informed
 from autorank.config import SweepConfig
 from autorank.errors import AutorankError, ConfigError, ModelError, SweepError, describe
 from autorank.evaluate import evaluate
@@ -85,6 +86,8 @@ def prepare(
         Model, data, space or settings do not fit together; or the resumed sweep had another model or other data.
     """
     device = resolve_device(config.device)
+    chosen = strategies.get(config.strategy.name)
+    chosen.checked(config.strategy.options)
     cache = directory / "cache"
     try:
         cache.mkdir(parents=True, exist_ok=True)
@@ -116,7 +119,19 @@ def prepare(
     model = model.to(device)
     torch.set_num_threads(available_cores())  # one process works now; the trials fix their own number
     try:
-        stats_file = _statistics(model, task, space, config, device, cache, reporter)
+        needs = chosen.needs
+        stats_file = _statistics(model, task, space, config, device, cache, reporter, "errors" in needs)
+        space = informed(
+            space,
+            needs,
+            model,
+            stats_file,
+            directory,
+            reporter,
+            seed=config.seed,
+            processes=default_workers(device, config.threads),
+            threads=config.threads,
+        )
         dense = before.dense if before is not None else _dense(model, task, device, reporter)
         recovery = config.recovery
         teacher_file = cache / "teacher.npy"
@@ -138,6 +153,7 @@ def prepare(
         stats_file=stats_file,
         teacher_file=teacher_file,
         latencies=latencies,
+        candidates={layer.spec.name: tuple(c.choice for c in layer.candidates) for layer in space.layers},
     )
     header = before or SweepHeader(
         # Not the directory's name alone: two people's sweeps/net may share one MLflow.
@@ -207,11 +223,12 @@ def _statistics(
     device: str,
     cache: Path,
     reporter: Reporter,
+    of_all: bool = False,
 ) -> Path | None:
     """Collect the statistics of the layers that a candidate whitens, once per sweep.
 
     Inputs of all of them, by which the errors of outputs are told as well, and gradients of those whose outputs are
-    whitened.
+    whitened. With `of_all`, both of every layer, as far as the loss has gradients: for predictions.
     """
 
     def whitened(*sides: Literal["input", "output"]) -> list[LayerSpec]:
@@ -219,7 +236,10 @@ def _statistics(
             layer.spec for layer in space.layers if any(c.choice.whitens(s) for c in layer.candidates for s in sides)
         ]
 
-    specs, outputs = whitened("input", "output"), whitened("output")
+    specs, needed = whitened("input", "output"), whitened("output")
+    if of_all:
+        specs = [layer.spec for layer in space.layers]
+    outputs = specs if of_all else needed
     if not specs:
         return None
     contents = [sorted(spec.name for spec in some) for some in (specs, outputs)]
@@ -241,7 +261,13 @@ def _statistics(
 
     stats = whitening.collect(model, specs, inputs(), device, examples=config.calibration)
     if outputs:
-        gradients = _gradients(model, task, outputs, config, device, reporter)
+        try:
+            gradients = _gradients(model, task, outputs, config, device, reporter)
+        except ModelError as error:
+            if needed:
+                raise
+            reporter.say(f"note: {error}; the rise of the loss is predicted from the errors of outputs instead")
+            gradients = {}
         stats = {name: replace(each, gradient=gradients.get(name)) for name, each in stats.items()}
     whitening.save(stats, path)
     return path

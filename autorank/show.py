@@ -289,6 +289,20 @@ def print_formats(markdown: bool) -> None:
     _print("autorank formats --markdown says why the others are refused.")
 
 
+def print_strategies(markdown: bool) -> None:
+    """Print the strategies with their options, as text or as Markdown."""
+    from autorank.strategies import overview
+
+    if markdown:
+        sys.stdout.write(overview.markdown())
+        return
+    for row in overview.rows():
+        _print(f"{row.name}: {row.summary}")
+        for key, option in row.options:
+            _print(f"    {key} = {option.default}  ({overview.allowed(option)}): {option.help}")
+    _print("autorank search --strategy NAME --option KEY=VALUE … takes one of them.")
+
+
 def print_spaces(name: str | None) -> None:
     """Print the names of the shipped search spaces, or one of them."""
     from autorank.spacefile import shipped, shipped_text
