@@ -95,7 +95,7 @@ def eligible(
         The full fidelity of the sweep; by default the highest that any complete record reached, so that scores before
         and after a fine-tune are never compared.
     """
-    complete = [record for record in records if record.status == "complete"]
+    complete = [record for record in records if record.status == "complete" and not record.probe]
     if fidelity is None:
         fidelity = max((record.fidelity for record in complete), default=Fidelity())
     return [

@@ -164,7 +164,8 @@ def trial_name(record: TrialRecord) -> str:
     macs = record.kept.get("macs_kept")
     cost = "" if macs is None else f" · {macs:.2f} MACs"
     ended = "" if record.status == "complete" else f" · {record.status}"
-    return clean(f"#{record.number} {plan_text(record.plan)}{cost}{ended}")
+    probe = "probe " if record.probe else ""
+    return clean(f"#{record.number} {probe}{plan_text(record.plan)}{cost}{ended}")
 
 
 def trial_values(record: TrialRecord, sweep_id: str) -> RunValues:
@@ -196,6 +197,8 @@ def trial_values(record: TrialRecord, sweep_id: str) -> RunValues:
         "mlflow.source.name": "autorank",
         TABLES: _tables("layers.json"),
     }
+    tags |= {"probe": "yes"} if record.probe else {}
+    tags |= {"starts_from": str(record.parent)} if record.parent is not None else {}
     tags |= {"reason": short(public(record.reason))} if record.reason else {}
     tags |= {"worker": short(record.worker)} if record.worker else {}
     return RunValues(
@@ -223,7 +226,7 @@ def trial_values(record: TrialRecord, sweep_id: str) -> RunValues:
 
 def _worst_layer(record: TrialRecord) -> dict[str, float | None]:
     """Return the largest errors and the largest sensitivity of a trial's layers; the table has those of each layer."""
-    names = ("weight_error", "output_error", "sensitivity")
+    names = ("weight_error", "output_error", "sensitivity", "loss_increase")
     found = {name: [getattr(layer, name) for layer in record.layers] for name in names}
     return {
         f"{name}_max": max((value for value in values if value is not None), default=None)

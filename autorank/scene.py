@@ -10,7 +10,7 @@ from typing import Literal
 from autorank.captions import COST_LABELS, UNITS, clean, cost_label, counted, group_of, hover, score_label
 from autorank.errors import EmptyFrontError
 from autorank.front import eligible, front_of, hypervolume, knee, non_dominated, recommended, reference_point, values
-from autorank.types import Direction, Fidelity, FrontPoint, Objective, SweepHeader, TrialRecord
+from autorank.types import Direction, Fidelity, FrontPoint, Objective, SweepHeader, TrialRecord, tally
 
 Kind = Literal["full", "partial", "pruned"]
 
@@ -274,7 +274,7 @@ def _subtitle(header: SweepHeader, records: Sequence[TrialRecord], front: int) -
     unit = UNITS.get(header.metric.lower(), "")
     dense = f"dense: {header.dense.score:.4g} {unit}".rstrip()
     cost = f"{counted(header.dense_cost.macs)} MACs, {counted(header.dense_cost.params)} parameters"
-    trials = f"{len(records)} trial{'' if len(records) == 1 else 's'}, {front} on the front"
+    trials = f"{tally(records)}, {front} on the front"
     return f"{clean(header.sweep_id, 60)} · {trials} · {dense}, {cost}"
 
 

@@ -324,6 +324,7 @@ class Schedule:
         seen = tuple(
             (r.score_bn, tuple(r.kept.get(name, float("inf")) for name in costs))
             for r in told
-            if r.score_bn is not None and r.status in ("complete", "pruned")
+            # What started from trained weights says nothing about those that do not.
+            if r.score_bn is not None and r.status in ("complete", "pruned") and not r.lineage
         )
         return Gate(seen, costs, self._patience, self._margin, direction)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from autorank.captions import counted
 from autorank.errors import AutorankError, ConfigError
 from autorank.front import score_text
+from autorank.types import tally
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -143,7 +144,7 @@ def print_front(result: SearchResult, how: str) -> None:
 def _front_tables(result: SearchResult) -> list[object]:
     header, dense = result.header, result.dense
     if not result.points:
-        return [f"no point on the front yet ({len(result.records)} trials finished)"]
+        return [f"no point on the front yet ({tally(result.records)} finished)"]
     try:
         recommended = result.recommended.record.number
     except AutorankError:
@@ -182,7 +183,7 @@ def _front_tables(result: SearchResult) -> list[object]:
                 formats,
             ]
         )
-    return [table(f"front of {header.sweep_id}: {len(result.records)} trials", columns, rows)]
+    return [table(f"front of {header.sweep_id}: {tally(result.records)}", columns, rows)]
 
 
 def _heading(name: str) -> str:
@@ -213,7 +214,9 @@ def _result(result: SearchResult) -> list[object]:
     failed = sum(record.status == "failed" for record in result.records)
     pruned = sum(record.status == "pruned" for record in result.records)
     extra = "".join(f", {n} {what}" for n, what in ((pruned, "stopped early"), (failed, "failed")) if n)
-    done = f"{len(result.records)} of {header.config.get('trials', len(result.records))} trials{extra}"
+    points = sum(not record.probe for record in result.records)
+    probes = f" and {len(result.records) - points} probes" if points < len(result.records) else ""
+    done = f"{points} of {header.config.get('trials', points)} trials{probes}{extra}"
     lines: list[object] = [f"{result.ended or 'still running'}: {done}", "", *_front_tables(result), ""]
     if result.points:
         advice = result.recommended

@@ -266,7 +266,7 @@ def resume(
     """
     directory = Path(directory)
     contents = read(directory)
-    header, finished = contents.header, len(contents.records)
+    header, finished = contents.header, sum(not record.probe for record in contents.records)
     if header is None:
         raise SweepError(f"{directory} was stopped before its search began; the same `autorank search` starts it again")
     if settings.get("trials") is not None and settings["trials"] < finished:

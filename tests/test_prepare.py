@@ -35,7 +35,7 @@ class Listener:
     def step(self, what: str, done: int, total: int) -> None:
         self.steps.setdefault(what, []).append((done, total))
 
-    def trials(self, done: int, total: int, record: Any, front: Any) -> None: ...
+    def trials(self, done: int, total: int, record: Any, front: Any, probes: int = 0) -> None: ...
 
 
 def space(*rules: dict[str, Any], whiten: list[str]) -> dict[str, Any]:

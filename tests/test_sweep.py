@@ -270,7 +270,7 @@ def test_what_fails_while_a_record_is_taken_ends_a_ray_sweep_at_once(settings: d
 
         def say(self, text: str) -> None: ...
         def step(self, what: str, done: int, total: int) -> None: ...
-        def trials(self, done: int, total: int, record: TrialRecord | None, front: Any) -> None:
+        def trials(self, done: int, total: int, record: TrialRecord | None, front: Any, probes: int = 0) -> None:
             if done == 2:
                 raise OSError(5, "the terminal is gone")
 
@@ -388,7 +388,7 @@ def test_the_test_split_is_read_only_for_the_final_front(tmp_path: Path) -> None
     class Spy:
         def say(self, text: str) -> None: ...
         def step(self, what: str, done: int, total: int) -> None: ...
-        def trials(self, done: int, total: int, record: TrialRecord | None, front: Any) -> None:
+        def trials(self, done: int, total: int, record: TrialRecord | None, front: Any, probes: int = 0) -> None:
             reads.append(test.reads)
 
     task = autorank.ClassificationTask(blob_net(), train=train, test=test, validation=0.25)
@@ -407,7 +407,7 @@ def test_a_dense_model_at_chance_and_a_tiny_validation_split_are_doubted_aloud(t
             said.append(text)
 
         def step(self, what: str, done: int, total: int) -> None: ...
-        def trials(self, done: int, total: int, record: TrialRecord | None, front: Any) -> None: ...
+        def trials(self, done: int, total: int, record: TrialRecord | None, front: Any, probes: int = 0) -> None: ...
 
     task = autorank.ClassificationTask(blob_net(), train=Watched(0), validation=0.25)
     result = autorank.search(task, **{**SMALL, "progress": Listener()}, sweep_dir=str(tmp_path / "s"))

@@ -179,6 +179,18 @@ class LayerContract(ContractBase):
 
             assert torch.autograd.gradcheck(run, (sample.input(1).requires_grad_(), *values), fast_mode=True)
 
+    def test_factors_are_read_back_from_the_layer(self, sample: Case) -> None:
+        """What a module holds comes back in the shapes of the fit, trained or not, so that it can be fitted again."""
+        for options in self.choices(sample.spec):
+            rank = self.format.max_rank(sample.spec, options)
+            shapes = self.format.factor_shapes(sample.spec, rank, options)
+            factors = {name: random(shape, i).float() for i, (name, shape) in enumerate(shapes.items())}
+            layer = self.format.layer(sample.spec, rank, options, factors)
+            found = self.format.factors_of(layer, sample.spec, rank, options)
+            assert list(found) == list(factors)
+            for name, factor in factors.items():
+                torch.testing.assert_close(found[name], factor, rtol=0, atol=0)
+
     def test_copies_and_state_dicts(self, sample: Case) -> None:
         """Deep copies and reloaded modules compute the same; no memory is shared with the factors."""
         spec = sample.spec

@@ -35,6 +35,7 @@ from autorank.types.records import (
     Status,
     SweepHeader,
     TrialRecord,
+    tally,
 )
 
 __all__ = [
@@ -65,5 +66,6 @@ __all__ = [
     "Want",
     "canonical_json",
     "lineage_of",
+    "tally",
     "trial_key",
 ]

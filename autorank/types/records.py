@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -203,6 +203,14 @@ class TrialRecord:
         data["curve"] = tuple((int(step), float(loss)) for step, loss in data.get("curve", ()))
         data["measured"] = {name: tuple(map(float, row)) for name, row in data.get("measured", {}).items()}
         return cls(**data)
+
+
+def tally(records: Collection[TrialRecord]) -> str:
+    """Return how many trials there are, in words, with the probes that came on top."""
+    probes = sum(record.probe for record in records)
+    trials = len(records) - probes
+    text = f"{trials} trial{'' if trials == 1 else 's'}"
+    return f"{text} and {probes} probe{'' if probes == 1 else 's'}" if probes else text
 
 
 @dataclass(frozen=True, slots=True)
