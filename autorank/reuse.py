@@ -29,10 +29,13 @@ def borrowed(directory: Path | str, header: SweepHeader) -> tuple[TrialRecord, .
     SweepError
         There is no sweep, or its model, weights, data or recovery are others.
     """
-    contents = read(Path(directory))
-    if contents.header is None:
-        raise SweepError(f"reuse: {directory} holds no sweep whose trials could be reused")
+    try:
+        contents = read(Path(directory))
+    except SweepError as error:
+        raise SweepError(f"reuse: {error}") from None
     before = contents.header
+    if before is None:
+        raise SweepError(f"reuse: the sweep in {directory} has no trials yet")
     if dict(before.fingerprint) != dict(header.fingerprint):
         raise SweepError(f"reuse: the sweep in {directory} had another model, other weights or other data")
     for key in SAME:
