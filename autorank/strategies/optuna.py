@@ -229,6 +229,19 @@ class OptunaStrategy(Strategy):
         found = repaired if repaired is not None and self._is_new(repaired) else self._nearby(repaired or vector)
         return None if found is None else self._impose(found)
 
+    def samples(self, count: int) -> list[Vector]:
+        """Return plans that the sampler would try next, for somebody else to choose from; nothing is proposed."""
+        from optuna.trial import TrialState
+
+        found = []
+        for _ in range(count):
+            if self.rng.random() < self._even:
+                self._study.enqueue_trial({"share": self.rng.uniform(self.catalog.low, self.catalog.high)})
+            trial = self._study.ask(self._distributions)
+            found.append(self._decode(trial.params))
+            self._study.tell(trial, state=TrialState.FAIL)
+        return found
+
     def _impose(self, vector: Vector) -> Proposal:
         """Propose a plan that the sampler did not choose, in a way that it learns from all the same."""
         self._study.enqueue_trial(self._encode(vector))
