@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -103,9 +103,10 @@ def candidate_errors(
     _announce(reporter, seconds / (share if spawns else 1), total, sum(len(family.candidates) for family in ranked))
 
     reporter.step(_WHAT, 0, total)
+    ahead = 0
     if spawns:
         assert cache_dir is not None
-        fit_ahead(
+        ahead = fit_ahead(
             own,
             weights,
             given,
@@ -131,7 +132,7 @@ def candidate_errors(
                     info["weight_error"], info["output_error"], info["loss_increase"], info["sensitivity"]
                 )
                 done += 1
-                if not spawns:
+                if done > ahead:
                     reporter.step(_WHAT, min(done, total - 1), total)
     finally:
         torch.set_num_threads(before)

@@ -17,6 +17,7 @@ import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -110,14 +111,13 @@ class _Pool:
         self._processes: list[subprocess.Popen[str]] = []
         self._feeders: list[threading.Thread] = []
         try:
-            for _ in range(count):
-                process = _started(job, threads)
-                self._processes.append(process)
-                feeder = threading.Thread(target=self._feed, args=(process,), daemon=True)
-                self._feeders.append(feeder)
-                feeder.start()
-        except OSError:
-            pass  # no more processes to be had: the others do the work, or the caller does
+            with suppress(OSError):  # no more processes to be had: the others do the work, or the caller does
+                for _ in range(count):
+                    process = _started(job, threads)
+                    self._processes.append(process)
+                    feeder = threading.Thread(target=self._feed, args=(process,), daemon=True)
+                    feeder.start()
+                    self._feeders.append(feeder)
         except BaseException:
             self.kill()
             raise
@@ -158,10 +158,8 @@ class _Pool:
         for process in self._processes:
             for pipe in (process.stdin, process.stdout):
                 if pipe is not None:
-                    try:
+                    with suppress(OSError):  # what could not be sent to a process that died
                         pipe.close()
-                    except OSError:
-                        pass  # what could not be sent to a process that died
 
 
 def _started(job: Path, threads: int) -> subprocess.Popen[str]:
@@ -206,9 +204,11 @@ def _write_job(
 
 def _spec(data: Mapping[str, Any]) -> LayerSpec:
     """Return the spec that `asdict` and JSON made `data` of."""
-    plain = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
-    calls = tuple(CallSize(call["batch"], tuple(call["input"]), tuple(call["output"])) for call in data["calls"])
-    return LayerSpec(**{**plain, "calls": calls})
+    plain: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+    plain["calls"] = tuple(
+        CallSize(call["batch"], tuple(call["input"]), tuple(call["output"])) for call in data["calls"]
+    )
+    return LayerSpec(**plain)
 
 
 def _listen(to: queue.SimpleQueue[int]) -> None:
