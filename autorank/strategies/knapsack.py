@@ -18,8 +18,6 @@ _CHANGES = 3
 """Candidates of a layer that an exchange may turn to: those that cost least in the Lagrangian."""
 _EXCHANGES = 200
 """Exchanges tried around one point of the front."""
-_BOUNDED = 0.95
-"""A front that ends at a smaller share of the dense cost was cut by a constraint."""
 
 
 def spread_evenly(base: int = 2) -> Iterator[float]:
@@ -42,8 +40,8 @@ def spread_evenly(base: int = 2) -> Iterator[float]:
 class Knapsack(Strategy):
     """The front that a sum of predicted losses has by an exact multiple-choice knapsack.
 
-    First `points` plans of that front, from its middle outwards, always in the widest gap along the cost axis; where a
-    constraint cuts the axis off, the dearest plan comes before all. Then plans beside those: one or two layers
+    First `points` plans of that front, from its middle outwards, always in the widest gap along the cost axis; with an
+    upper bound on a cost, the dearest plan comes before all. Then plans beside those: one or two layers
     changed, by what that costs in predicted loss and in cost at the slope of the front (one layer up, another down,
     or another format at equal cost). Then plans drawn along the axis, until there are none.
 
@@ -108,7 +106,7 @@ class Knapsack(Strategy):
         wanted = int(self.options["points"])
         seen: set[Vector] = set()
         last = self.predictor.at(1.0)
-        if last is not None and self.catalog.share(last) < _BOUNDED:
+        if last is not None and any(c.operator == "<=" for c in self.catalog.constraints):
             seen.add(last)
             yield last
         for place, across in islice(zip(spread_evenly(2), spread_evenly(3), strict=True), 4 * wanted):
@@ -137,14 +135,12 @@ class Knapsack(Strategy):
 
     def _changes(self, vector: Vector) -> list[tuple[float, int, int]]:
         """Return (Lagrangian cost, layer, index) of the cheapest changes of every layer."""
-        losses = self.predictor.losses
-        prices = self.predictor.prices(vector)
-        found = []
+        losses, prices = self.predictor.losses, self.predictor.prices(vector)
+        found: list[tuple[float, int, int]] = []
         for i, k in enumerate(vector):
-            row = [
-                (losses[i][j] - losses[i][k] + prices[i][j] - prices[i][k], i, j)
-                for j in range(len(losses[i]))
-                if j != k and losses[i][j] < float("inf")
-            ]
-            found += sorted(row)[:_CHANGES]
+            total = np.asarray(losses[i]) + np.asarray(prices[i])
+            # A repaired plan may hold a candidate of which nothing is known; then the best one is the measure.
+            total -= total[k] if np.isfinite(total[k]) else total.min()
+            others = [j for j in np.argsort(total, kind="stable").tolist() if j != k and np.isfinite(total[j])]
+            found += [(float(total[j]), i, j) for j in others[:_CHANGES]]
         return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from functools import cached_property
 from random import Random
@@ -23,6 +24,8 @@ _LEAST_SIGNAL = 0.01
 """Least share of a layer's output that is taken to be signal; beyond it the loss alone tells candidates apart."""
 _NOTHING = 1e-6
 """A relative error up to which a predicted loss of zero is believed."""
+_ROUNDING = 1e-12
+"""Relative difference below which two sums are equal, as they are added up in different orders."""
 _REPAIRS = 64
 """Points of the front that are repaired where none of them meets the constraints."""
 
@@ -106,7 +109,8 @@ class Predictor:
 
         Only plans that meet the constraints on costs; the dense one may be among them. With a second cost objective
         they are non-dominated in both costs and the loss. A constraint on another cost is part of the knapsack; where
-        there are several such, points that miss one are left out. Where none is left, points are repaired.
+        there are several such, and with a lower bound on an axis, points that miss one are left out, so that a point
+        at the very bound may be missing. Where none is left, points are repaired.
         """
         return list(self._front)
 
@@ -146,6 +150,8 @@ class Predictor:
         Losses and prices together are the Lagrangian of the knapsack: plans of the front are where their sum is least.
         """
         vectors, *sums = self._places
+        if not vectors:
+            return [[0.0] * len(row) for row in self.losses]
         costs = np.stack([own for own in sums if own is not None], axis=1)
         tables = [self.table(name) for name in self._axes]
         here = np.asarray([sum(row[k] for row, k in zip(table, vector, strict=True)) for table in tables])
@@ -191,10 +197,13 @@ class Predictor:
             sign = 1 if bound.operator == "<=" else -1
             tables.append([[sign * cost for cost in row] for row in self.table(bound.name)])
         solutions = knapsack_front(tables, self.losses, limit=_LIMIT)
-        found, least = [], math.inf
+        if second is None:
+            solutions.sort(key=lambda solution: (solution.costs[0], solution.value))
+        found, least = [], sys.float_info.max
         for solution in solutions:
-            # The cost of a mere constraint is no axis: of points alike along the axis only the better loss counts.
-            if (second is not None or solution.value < least) and self.catalog.feasible(solution.indices):
+            # The cost of a mere constraint is no axis: only what has less loss than all that is cheaper counts.
+            better = second is not None or solution.value < least - _ROUNDING * abs(least)
+            if better and self.catalog.feasible(solution.indices):
                 least = solution.value
                 found.append(solution.indices)
         return found or self._repaired([solution.indices for solution in solutions])
@@ -211,7 +220,7 @@ class Predictor:
     def _places(self) -> tuple[list[Vector], np.ndarray, np.ndarray | None]:
         """The front without the dense plan, its shares of the axis and of the second cost objective."""
         vectors = [vector for vector in self._front if any(vector)]
-        chosen = np.asarray(vectors, dtype=np.int64).reshape(len(vectors), -1)
+        chosen = np.asarray(vectors, dtype=np.int64).reshape(len(vectors), len(self.losses))
         sums = [
             sum((np.asarray(row)[chosen[:, i]] for i, row in enumerate(self.table(name))), np.zeros(len(vectors)))
             for name in self._axes
