@@ -1,0 +1,106 @@
+"""What the greedy rules share: ladders of candidates cheaper than dense, and cheap probes of what a change loses.
+
+A *probe* is a trial without a fine-tune. It re-estimates batch norm if the sweep does: the points of the front do so
+too, and without it harsh ranks would be judged by statistics that no longer hold, by far more than they lose in the
+end. It is the only question whose answer does not depend on how long the sweep trains.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from autorank.space import SearchSpace
+from autorank.strategies.base import FULL, Strategy
+from autorank.strategies.catalog import Vector, amount
+from autorank.types import Constraint, Evaluation, Fidelity, Objective, Proposal, Scalar, TrialRecord
+
+FAILED = -math.inf
+"""The gain of a probe that failed, was pruned or has no finite score: no threshold accepts it."""
+
+Rungs = tuple[int, ...]
+
+
+def next_rung(rungs: Rungs, gains: Mapping[int, float], least: float) -> int | None:
+    """Return the rung to measure next in a search for the cheapest acceptable one; None when it is found.
+
+    Bisection, which takes for granted that below a rung that is not acceptable none is. Outcomes that contradict this
+    (noise, or probes of another search) do no harm: of what was measured, the cheapest acceptable rung is kept, and
+    the search goes on between it and the rung below it that was last refused.
+
+    Parameters
+    ----------
+    rungs : tuple of int
+        Candidates of one ladder, from cheap to dear.
+    gains : mapping of int to float
+        Measured candidates and their scores, turned so that more is better.
+    least : float
+        The least acceptable gain.
+
+    Returns
+    -------
+    int or None
+    """
+    known = [gains.get(k) for k in rungs]
+    high = next((at for at, gain in enumerate(known) if gain is not None and gain >= least), len(rungs))
+    low = next((at for at in range(high - 1, -1, -1) if known[at] is not None), -1)
+    return None if high - low < 2 else rungs[(low + high) // 2]
+
+
+class GreedyStrategy(Strategy):
+    """Ladders, amounts and cheap gains for the greedy rules."""
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        objectives: tuple[Objective, ...],
+        constraints: tuple[Constraint, ...] = (),
+        seed: int = 0,
+        *,
+        dense: Evaluation | None = None,
+        fidelity: Fidelity = FULL,
+        **options: Scalar,
+    ) -> None:
+        super().__init__(space, objectives, constraints, seed, dense=dense, fidelity=fidelity, **options)
+        axis = self.catalog.axis
+        self._cheap = Fidelity(0, fidelity.batch_norm)
+        self._amounts: list[list[float]] = [
+            [amount(space, layer, candidate, axis) for candidate in (None, *layer.candidates)] for layer in space.layers
+        ]
+        # A candidate that saves nothing along the axis (but parameters, say) is no step down.
+        self._ladders: list[list[Rungs]] = [
+            [tuple(k for _, k in ladder if k and row[k] < row[0]) for ladder in ladders]
+            for ladders, row in zip(self.catalog.ladders, self._amounts, strict=True)
+        ]
+        self._text = ""
+
+    @property
+    def ended(self) -> str:
+        """Why nothing more is proposed, in one line."""
+        return self._text
+
+    def _moved(self, vector: Vector, moves: Sequence[tuple[int, int]]) -> Vector:
+        """Return the plan with these layers at these candidates."""
+        changed = list(vector)
+        for layer, index in moves:
+            changed[layer] = index
+        return tuple(changed)
+
+    def _name(self, layer: int, index: int) -> str:
+        """Return a candidate as a message names it."""
+        spec = self.space.layers[layer].spec
+        return f"{spec.name} as {self.space.layers[layer].candidates[index - 1].choice}"
+
+    def _cheap_gain(self, proposal: Proposal, record: TrialRecord) -> float | None:
+        """Return the gain at the probes' fidelity; None when the record does not tell it.
+
+        A trial that went on to its fine-tune passed the probes' fidelity on the way and has that score as well.
+        """
+        gain = self._gain(record)
+        if (proposal.fidelity or self.fidelity) == self._cheap:
+            return FAILED if gain is None else gain
+        if not self._cheap.batch_norm:
+            early = record.score_before
+        else:
+            early = record.score_bn if (proposal.fidelity or self.fidelity).batch_norm else None
+        return None if early is None or not math.isfinite(early) else self._turned(early)
