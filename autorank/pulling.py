@@ -150,10 +150,9 @@ def squared_distances(
     specs: Sequence[LayerSpec] = (),
     stats: Mapping[str, LayerStats] | None = None,
     seed: int = 0,
+    cache: FitCache | None = None,
 ) -> dict[str, tuple[float, ...]]:
     """Return ‖W − Ŵ_k‖² of every candidate of every layer, each fitted to the model as it is.
-
-    Nothing is kept on disk: the weights of a training step never come back.
 
     Parameters
     ----------
@@ -165,6 +164,8 @@ def squared_distances(
         As in `decomposed_kernels`.
     seed : int
         Of the fits, the plan's.
+    cache : FitCache, optional
+        For weights whose fits are there or are asked for again, as the dense model's are; those of a training never.
 
     Returns
     -------
@@ -177,7 +178,11 @@ def squared_distances(
         distances = []
         for choice in choices:
             fmt = formats.get(choice.format)
-            factors = fmt.fit(weight, spec, choice.rank, choice.options, (stats or {}).get(name), seed)
+            own = (stats or {}).get(name)
+            if cache is None:
+                factors = fmt.fit(weight, spec, choice.rank, choice.options, own, seed)
+            else:
+                factors, _ = cache.get_or_fit(fmt, weight, spec, choice, own, seed)
             copy = fmt.reconstruct(factors, spec, choice.rank, choice.options)
             distances.append(float((weight - copy.to(weight)).float().square().sum()))
         found[name] = tuple(distances)

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from autorank.errors import TrialError
+from autorank.fitcache import FitCache
 from autorank.layout import canonical_weight
 from autorank.modules import read
 from autorank.plan import apply
@@ -186,6 +187,7 @@ def test_kernels_and_distances_are_those_of_the_decomposed_model(digits):
     ranks = [Choice("tucker2", (r, r)) for r in (1, 3, 6)]
     found = squared_distances(model, {"3": ranks, "8": [PLAN.choices["8"]]})
     assert list(found) == ["3", "8"]
+    assert squared_distances(model, {"3": ranks}, cache=FitCache())["3"] == pytest.approx(found["3"], rel=1e-6)
     weight = model.get_submodule("3").weight.detach()
     for choice, squared in zip(ranks, found["3"], strict=True):
         _, (result,) = apply(model, Plan.of({"3": choice}))
