@@ -153,7 +153,7 @@ class Predictor:
         if not vectors:
             return [[0.0] * len(row) for row in self.losses]
         costs = np.stack([own for own in sums if own is not None], axis=1)
-        tables = [self.table(name) for name in self._axes]
+        tables = [self.table(name) for name in self._axes][: costs.shape[1]]
         here = np.asarray([sum(row[k] for row, k in zip(table, vector, strict=True)) for table in tables])
         span = np.ptp(costs, axis=0) + 1e-12 * np.abs(costs).max(axis=0, initial=1.0)
         near = np.argsort((((costs - here) / span) ** 2).sum(axis=1), kind="stable")[: max(8, len(vectors) // 32)]
@@ -225,7 +225,9 @@ class Predictor:
             sum((np.asarray(row)[chosen[:, i]] for i, row in enumerate(self.table(name))), np.zeros(len(vectors)))
             for name in self._axes
         ]
-        return vectors, sums[0], sums[1] if len(sums) > 1 else None
+        # Where the second cost rises with the first, there is nothing across the front.
+        across = len(sums) > 1 and bool((np.diff(sums[1]) < 0).any())
+        return vectors, sums[0], sums[1] if across else None
 
 
 def _relative(errors: Errors | None) -> float | None:
