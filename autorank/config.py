@@ -26,7 +26,7 @@ class _Section(BaseModel):
 class StrategyConfig(_Section):
     """Which strategy proposes plans, and its options."""
 
-    name: str = "tpe"
+    name: str = "auto"
     options: dict[str, Any] = Field(default_factory=dict)
 
 

@@ -233,6 +233,9 @@ class Driver:
         return points
 
     def _why_empty(self) -> str:
+        said = self._schedule_now.ended
+        if said and not any(not record.probe for record in self.records.values()):
+            return f"strategy {self.config.strategy.name} proposed no plan: {said}"
         if not self.records:
             return (
                 f"{self.stop.reason or 'the search ended'} before a trial finished; `autorank resume {self.directory}`"
@@ -242,9 +245,9 @@ class Driver:
             return f"all {len(failed)} trials failed; the last one: {failed[-1].reason}"
         bounds = ", ".join(map(str, self.header.constraints))
         pruned = sum(record.status == "pruned" for record in self.records.values())
-        said = f"none of the {len(self.records)} trials ({len(failed)} failed, {pruned} stopped early) "
-        said += f"meets {bounds}" if bounds else "was completed"
-        return f"{said}; run more with `autorank resume {self.directory} --trials {2 * self.config.trials}`" + (
+        none = f"none of the {len(self.records)} trials ({len(failed)} failed, {pruned} stopped early) "
+        none += f"meets {bounds}" if bounds else "was completed"
+        return f"{none}; run more with `autorank resume {self.directory} --trials {2 * self.config.trials}`" + (
             ", or loosen the constraint" if bounds else ""
         )
 

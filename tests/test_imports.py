@@ -28,7 +28,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("precision", "recover", "teacher"),
     ("pulling",),
     ("config", "schedule", "stopping", "progress"),
-    ("fitestimate", "fitting", "errortable", "replay"),
+    ("fitestimate", "fitting", "errortable", "replay", "lossrise"),
     ("trial",),
     ("journal", "reuse"),
     ("captions", "scene", "figures", "figures_html", "figures_png"),

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import nn
 
-import autorank
 from autorank import formats
 from autorank.config import make_config
 from autorank.plan import apply, kernels, undecomposed
@@ -20,39 +19,21 @@ from autorank.progress import Silent
 from autorank.schedule import Job
 from autorank.trial import MODELS, TrialRunner
 from autorank.types import Choice, Fidelity, Plan, TrialRecord
+from tests.tiny import network, task
 
 TUCKER, SVD = Choice("tucker2", (10, 9)), Choice("channel_svd", (12,))
 STEPS = Fidelity(3)
 
 
-def network() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 16, 3, padding=1),
-        nn.BatchNorm2d(16),
-        nn.ReLU(),
-        nn.Conv2d(16, 16, 3, padding=1, bias=True),
-        nn.ReLU(),
-        nn.Conv2d(16, 16, 3, padding=1, groups=2, stride=2),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(16, 2),
-    )
-
-
 @pytest.fixture
 def runner(tmp_path: Path) -> TrialRunner:
-    generator = torch.Generator().manual_seed(0)
-    targets = torch.arange(160) % 2
-    images = torch.randn(160, 3, 8, 8, generator=generator) + targets.view(-1, 1, 1, 1) * 0.4
-    task = autorank.ClassificationTask(network(), train=(images, targets), validation=0.25)
     space = {
         "version": 1,
         "defaults": {"formats": ["channel_svd", "tucker2"], "whiten": ["none"], "ranks": {"macs_kept": [0.3, 0.6]}},
     }
     settings = {"space": space, "recovery": {"steps": 3, "batch_size": 16, "calibration": 32, "lr": 0.05}}
     config = make_config({**settings, "strategy": "random", "executor": "inline"})
-    return TrialRunner(prepare(task, config, tmp_path, Silent()).context)
+    return TrialRunner(prepare(task(), config, tmp_path, Silent()).context)
 
 
 def weights(model: nn.Module) -> dict[str, torch.Tensor]:

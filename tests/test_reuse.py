@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 import autorank
 from autorank.errors import SweepError
 from autorank.journal import read
+from tests.tiny import task
 
 SETTINGS: dict[str, Any] = {
     "executor": "inline",
@@ -26,33 +26,17 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def task(seed: int = 0) -> autorank.Task:
-    generator = torch.Generator().manual_seed(seed)
-    targets = torch.arange(96) % 2
-    images = torch.randn(96, 3, 8, 8, generator=generator) + targets.view(-1, 1, 1, 1) * 0.6
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(3, 16, 3, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(16, 16, 3, padding=1),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(16, 2),
-    )
-    return autorank.ClassificationTask(model, train=(images, targets), validation=0.25)
-
-
 @pytest.fixture(scope="module")
 def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("reuse") / "first"
-    autorank.search(task(), **SETTINGS, trials=8, sweep_dir=directory)
+    autorank.search(task(), **SETTINGS, trials=30, sweep_dir=directory)
     return directory
 
 
 def test_what_was_run_before_is_not_run_again(first: Path, tmp_path: Path) -> None:
     before = {record.plan_id: record for record in read(first).records}
-    second = autorank.search(task(), **SETTINGS, trials=8, sweep_dir=tmp_path / "second", reuse=first)
-    assert {r.plan_id for r in second.records} == set(before), "eight plans are the whole space but for the dense one"
+    second = autorank.search(task(), **SETTINGS, trials=30, sweep_dir=tmp_path / "second", reuse=first)
+    assert {r.plan_id for r in second.records} == set(before), "thirty trials try the whole space"
     for record in second.records:
         assert record.started == before[record.plan_id].started, "the very same trial, not a new one"
         assert record.score == before[record.plan_id].score
@@ -81,5 +65,5 @@ def test_other_settings_are_refused_with_what_would_be_right(
 def test_other_data_and_no_sweep_are_refused(first: Path, tmp_path: Path) -> None:
     with pytest.raises(SweepError, match="another model, other weights or other data"):
         autorank.search(task(seed=5), **SETTINGS, trials=2, sweep_dir=tmp_path / "x", reuse=first)
-    with pytest.raises(SweepError, match="^reuse: .*nothing"):
+    with pytest.raises(SweepError, match=r"^reuse: .*nothing"):
         autorank.search(task(), **SETTINGS, trials=2, sweep_dir=tmp_path / "y", reuse=tmp_path / "nothing")

@@ -11,9 +11,17 @@ from typing import Any
 
 from autorank.errors import ConfigError, did_you_mean
 from autorank.space import SearchSpace
+from autorank.strategies.auto import Auto
 from autorank.strategies.base import FULL, WAIT, Option, Strategy, Wait
+from autorank.strategies.greedy_multi_step import MultiStepGreedy
+from autorank.strategies.greedy_one_step import OneStepGreedy
+from autorank.strategies.knapsack import Knapsack
+from autorank.strategies.layer_wise import LayerWise
+from autorank.strategies.learned_rank import LearnedRank
+from autorank.strategies.multi_stage import MultiStage
 from autorank.strategies.optuna import NSGA2, TPE
 from autorank.strategies.random import RandomSearch
+from autorank.strategies.vbmf import Vbmf
 from autorank.types import Constraint, Evaluation, Fidelity, Objective
 
 __all__ = ["WAIT", "Option", "Strategy", "Wait", "get", "make", "names", "register"]
@@ -68,5 +76,18 @@ def get(name: str) -> type[Strategy]:
     return _STRATEGIES[name]
 
 
-for _strategy in (TPE, NSGA2, RandomSearch):
+_SHIPPED: tuple[type[Strategy], ...] = (
+    Auto,
+    Knapsack,
+    OneStepGreedy,
+    MultiStepGreedy,
+    MultiStage,
+    Vbmf,
+    LayerWise,
+    LearnedRank,
+    TPE,
+    NSGA2,
+    RandomSearch,
+)
+for _strategy in _SHIPPED:
     register(_strategy)
