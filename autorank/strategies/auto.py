@@ -31,10 +31,10 @@ _REFIT = 16
 _EXPLORE = 4
 """Every so many proposals one is drawn by the sampler and screened, whatever the surrogate would like best."""
 _SAMPLES = 3
-_PARENTS, _EXCHANGES = 24, 6
+_PARENTS, _EXCHANGES = 16, 6
 _MILD, _HARSH = 0.85, 0.12
 _PENDING = 64
-_LOOKED_AT = 200
+_LOOKED_AT = 100
 """Plans of a front that compete for the next proposal."""
 
 
@@ -295,7 +295,7 @@ class Auto(Strategy):
             self._outcomes[rung][vector] = gain
             self._news += 1
         if rung == last:
-            self._untold.append((proposal, record))
+            self._untold = [*self._untold[1 - _PENDING :], (proposal, record)]
             if gain is not None:
                 self._enter(_Point(vector, self._space.costs(np.array([vector], dtype=np.int64))[0], gain))
                 self._stall.point(self._attained().volume)

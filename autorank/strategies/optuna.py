@@ -17,13 +17,15 @@ from collections.abc import Mapping
 from random import Random
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from autorank.pareto import minimised
 from autorank.space import SearchSpace
 from autorank.strategies.base import FULL, Option, Strategy, Wait
 from autorank.strategies.catalog import Vector
-from autorank.types import Constraint, Evaluation, Fidelity, Objective, Proposal, Scalar, TrialRecord
+from autorank.strategies.history import block_sampler, thinned
+from autorank.types import Constraint, Direction, Evaluation, Fidelity, Objective, Proposal, Scalar, TrialRecord
 
 if TYPE_CHECKING:
-    from optuna import Trial
+    from optuna import Study, Trial
     from optuna.distributions import BaseDistribution
     from optuna.samplers import BaseSampler
 
@@ -66,22 +68,14 @@ class OptunaStrategy(Strategy):
         **options: Scalar,
     ) -> None:
         super().__init__(space, objectives, constraints, seed, dense=dense, fidelity=fidelity, **options)
-        import optuna
-
-        directions: list[Literal["minimize", "maximize"]] = [
-            "maximize" if o.direction == "max" else "minimize" for o in objectives
-        ]
-        verbosity = optuna.logging.get_verbosity()
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                self._study = optuna.create_study(sampler=self._sampler(), directions=directions)
-        finally:
-            optuna.logging.set_verbosity(verbosity)
-        self._score_is_gain = all(o.direction == "max" for o in objectives if o.name == "score")
         self._width = float(self.options["width"])
         self._distributions = self._parameters()
+        self._block: frozenset[str] | None = None
+        self._elite: list[tuple[tuple[float, ...], Vector]] = []
+        self._directions: list[Direction] = [o.direction for o in objectives]
+        self._study = self._new_study(self._sampler())
+        self._size = 0
+        self._score_is_gain = all(o.direction == "max" for o in objectives if o.name == "score")
         self._pending: dict[Vector, Trial] = {}
         self._answered: set[Vector] = set()
         self._complete = self._rejected = self._proposed = 0
@@ -89,6 +83,21 @@ class OptunaStrategy(Strategy):
         self._probe_gains: dict[str, float] = {}
         self._first = list(self._probes)
         self._levels: int | None = int(self.options["seeds"]) - len(self._first)
+
+    def _new_study(self, sampler: BaseSampler) -> Study:
+        import optuna
+
+        words: list[Literal["minimize", "maximize"]] = [
+            "maximize" if direction == "max" else "minimize" for direction in self._directions
+        ]
+        verbosity = optuna.logging.get_verbosity()
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                return optuna.create_study(sampler=sampler, directions=words)
+        finally:
+            optuna.logging.set_verbosity(verbosity)
 
     @abstractmethod
     def _sampler(self) -> BaseSampler:
@@ -210,9 +219,7 @@ class OptunaStrategy(Strategy):
         vector = self.catalog.dense_vector
         even = self.rng.random() < self._even
         for _ in range(_ATTEMPTS):
-            if even:
-                self._study.enqueue_trial({"share": self.rng.uniform(self.catalog.low, self.catalog.high)})
-            trial = self._study.ask(self._distributions)
+            trial = self._sample(even)
             vector = self._decode(trial.params)
             if self._is_new(vector):
                 return self._take(trial, vector)
@@ -229,15 +236,27 @@ class OptunaStrategy(Strategy):
         found = repaired if repaired is not None and self._is_new(repaired) else self._nearby(repaired or vector)
         return None if found is None else self._impose(found)
 
+    def _sample(self, even: bool) -> Trial:
+        """Let the sampler choose; `even`: at a share of the cost that is drawn evenly."""
+        fixed = self._fixed()
+        if even:
+            fixed["share"] = self.rng.uniform(self.catalog.low, self.catalog.high)
+        if fixed:
+            self._study.enqueue_trial(fixed)
+        self._size += 1
+        return self._study.ask(self._distributions)
+
+    def _fixed(self) -> dict[str, Any]:
+        """Return parameters that the next sample takes over instead of drawing them."""
+        return {}
+
     def samples(self, count: int) -> list[Vector]:
         """Return plans that the sampler would try next, for somebody else to choose from; nothing is proposed."""
         from optuna.trial import TrialState
 
         found = []
         for _ in range(count):
-            if self.rng.random() < self._even:
-                self._study.enqueue_trial({"share": self.rng.uniform(self.catalog.low, self.catalog.high)})
-            trial = self._study.ask(self._distributions)
+            trial = self._sample(self.rng.random() < self._even)
             found.append(self._decode(trial.params))
             self._study.tell(trial, state=TrialState.FAIL)
         return found
@@ -245,6 +264,7 @@ class OptunaStrategy(Strategy):
     def _impose(self, vector: Vector) -> Proposal:
         """Propose a plan that the sampler did not choose, in a way that it learns from all the same."""
         self._study.enqueue_trial(self._encode(vector))
+        self._size += 1
         return self._take(self._study.ask(self._distributions), vector)
 
     def _take(self, trial: Trial, vector: Vector) -> Proposal:
@@ -267,18 +287,44 @@ class OptunaStrategy(Strategy):
         state = TrialState.COMPLETE if values else TrialState.PRUNED if record.status == "pruned" else TrialState.FAIL
         self._complete += state == TrialState.COMPLETE
         bounds = {str(c): c.violation(record.value(c.name) or 0.0) for c in self.constraints} if values else {}
+        if values:
+            self._enter(tuple(minimised(values, self._directions) or ()), vector)
         trial = self._pending.pop(vector, None)
-        if trial is None:
-            parameters = self._encode(vector)
+        if trial is not None and trial.study is self._study:
+            for name, value in bounds.items():
+                trial.set_constraint(name, value)
+            self._study.tell(trial, values, state=state)
+        else:
+            # Known beforehand, or asked for before the history was thinned.
+            parameters = self._encode(vector) if trial is None else trial.params
             distributions = {name: self._distributions[name] for name in parameters}
             known = create_trial(
                 state=state, values=values, params=parameters, distributions=distributions, constraints=bounds
             )
             self._study.add_trial(known)
+            self._size += 1
+        if self._history and self._size > 2 * self._history:
+            self._forget(self._history)
+
+    @property
+    def _history(self) -> int:
+        """How many trials the sampler looks at; 0 for all."""
+        return 0
+
+    def _forget(self, limit: int) -> None:
+        """Begin a new study with the trials worth remembering; constraints are kept by drawing again."""
+        kept = thinned(self._study.get_trials(deepcopy=False), self._directions, limit)
+        self._study = self._new_study(self._study.sampler)
+        self._study.add_trials(kept)
+        self._size = len(kept)
+
+    def _enter(self, point: tuple[float, ...], vector: Vector) -> None:
+        """Put a plan on the front unless it is beaten there."""
+        if any(all(a <= b for a, b in zip(other, point, strict=True)) for other, _ in self._elite):
             return
-        for name, value in bounds.items():
-            trial.set_constraint(name, value)
-        self._study.tell(trial, values, state=state)
+        self._elite = [
+            (other, own) for other, own in self._elite if not all(a <= b for a, b in zip(point, other, strict=True))
+        ] + [(point, vector)]
 
 
 class TPE(OptunaStrategy):
@@ -291,17 +337,33 @@ class TPE(OptunaStrategy):
         "width": _WIDTH,
         "startup": Option(16, 1, 10_000, "proposals before the model of the space decides, seeds included"),
         "candidates": Option(24, 1, 1000, "samples of which the most promising is proposed"),
+        "history": Option(100, 0, 1_000_000, "trials that are looked at, once there are twice as many; 0: all"),
+        "block": Option(24, 0, 100_000, "layers drawn anew at a time, the others taken over from the front; 0: all"),
     }
 
     def _sampler(self) -> BaseSampler:
-        from optuna.samplers import TPESampler
-
-        return TPESampler(
+        return block_sampler(
+            self._distributions,
+            lambda: self._block,
             seed=self.seed,
-            multivariate=True,
             n_startup_trials=self._startup,
             n_ei_candidates=int(self.options["candidates"]),
         )
+
+    @property
+    def _history(self) -> int:
+        return int(self.options["history"])
+
+    def _fixed(self) -> dict[str, Any]:
+        """Return the layers that are not drawn this time, as a plan of the front has them."""
+        block, names = int(self.options["block"]), [layer.spec.name for layer in self.space.layers]
+        if not block or len(names) <= block or not self._elite:
+            self._block = None
+            return {}
+        drawn = set(self.rng.sample(names, block))
+        self._block = frozenset({"share", *(name for name in self._distributions if name.rpartition(".")[0] in drawn)})
+        taken = self._encode(self.rng.choice(self._elite)[1])
+        return {name: value for name, value in taken.items() if name not in self._block}
 
     @property
     def _startup(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,8 @@ Whole = NDArray[np.int64]
 
 _LIMIT = 512
 """Sums kept in a knapsack; hundreds of points along the axis are more than a search can run."""
+_LARGE = 1000
+"""Candidates of all layers together from which on the front of the convex hull is taken for the exact one."""
 _LEVELS = 96
 """Bounds on the largest error of a layer that are looked at."""
 
@@ -99,6 +102,8 @@ class Space:
         """
         parts = list(self.changes.values())
         cost = parts[0] if weights is None else sum(w * p for w, p in zip(weights, parts, strict=True))
+        if self.layers * self.width > _LARGE:
+            return hull_front(np.asarray(cost), values, self.sizes)
         rows = [np.asarray(cost)[i, :size].tolist() for i, size in enumerate(self.sizes)]
         own = [values[i, :size].tolist() for i, size in enumerate(self.sizes)]
         return np.array([s.indices for s in mckp.front([rows], own, limit=_LIMIT)], dtype=np.int64)
@@ -129,6 +134,50 @@ class Space:
         return found
 
 
+def hull_front(costs: Floats, values: Floats, sizes: Sequence[int]) -> Whole:
+    """Return the plans at the corners of the convex hull of all sums, cheap to dear.
+
+    Each step goes up the lower convex hull of one layer, steepest first over all layers (Sinha and Zoltners, Operations
+    Research 27(3), 1979). With many layers the steps are small, and hardly a plan lies between the corners and the
+    exact front.
+
+    Parameters
+    ----------
+    costs, values : layers × candidates
+    sizes : sequence of int
+        Number of candidates of each layer, the rest is padding.
+    """
+    start, steps = [], []
+    for layer, size in enumerate(sizes):
+        corners = _hull(costs[layer, :size], values[layer, :size])
+        start.append(corners[0])
+        for old, new in pairwise(corners):
+            slope = (values[layer, old] - values[layer, new]) / (costs[layer, new] - costs[layer, old])
+            steps.append((-float(slope), layer, new))
+    plans = np.empty((len(steps) + 1, len(sizes)), dtype=np.int64)
+    plans[0] = start
+    # A layer's slopes fall along its hull, so sorting all steps keeps each layer's own order.
+    for at, (_, layer, new) in enumerate(sorted(steps, key=lambda step: step[:2]), start=1):
+        plans[at] = plans[at - 1]
+        plans[at, layer] = new
+    return plans
+
+
+def _hull(costs: Floats, values: Floats) -> list[int]:
+    """Return the corners of the lower convex hull from the cheapest point to that of least value."""
+    corners: list[int] = []
+    for k in np.lexsort((values, costs)).tolist():
+        if corners and values[k] >= values[corners[-1]]:
+            continue
+        while len(corners) > 1:
+            a, b = corners[-2:]
+            if (values[a] - values[b]) * (costs[k] - costs[b]) > (values[b] - values[k]) * (costs[b] - costs[a]):
+                break
+            corners.pop()
+        corners.append(k)
+    return corners
+
+
 def _finite(rows: Sequence[Sequence[float]]) -> list[list[float]]:
     """Return the rows with a loss far beyond all others where nothing is known of a candidate."""
     most = max((value for row in rows for value in row if math.isfinite(value)), default=1.0)
@@ -137,7 +186,7 @@ def _finite(rows: Sequence[Sequence[float]]) -> list[list[float]]:
 
 def as_vector(row: Whole) -> Vector:
     """Return a plan of an array as index vector."""
-    return tuple(int(k) for k in row)
+    return tuple(row.tolist())
 
 
 def _lost(layer: LayerCandidates, candidate: Candidate) -> float:
