@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,21 +17,20 @@ DEFAULT_BUDGET_S = 600.0
 _COSTS: dict[str, tuple[float, float]] = {
     "channel_svd": (0.004, 2e-9),
     "spatial_svd": (0.004, 2e-9),
-    "tucker2": (0.005, 2e-9),
-    "grouped_svd": (0.05, 2e-9),
+    "tucker2": (0.005, 1e-9),
+    "grouped_svd": (0.1, 4e-8),
     "tensor_train": (0.01, 4e-9),
     "kronecker": (0.05, 1e-8),
-    "cp": (0.4, 1.5e-7),
+    "cp": (0.5, 7e-8),
     "tucker_cp": (0.4, 4e-8),
-    "block_term": (0.3, 1e-7),
+    "block_term": (0.3, 1.2e-7),
     "tensor_chain": (0.3, 1e-7),
     "tensor_ring": (0.5, 2e-7),
-    "sekron": (0.4, 1e-7),
+    "sekron": (0.4, 1.5e-7),
 }
 """Seconds of a fit: a constant, and so many for each unit of work; measured on one core of a server of 2023."""
 
 _UNKNOWN = (0.1, 1e-7)
-_LEVELS = (8, 7, 6, 5, 4, 3, 2)
 
 
 @dataclass(frozen=True)
@@ -84,20 +84,27 @@ def families(layer: LayerCandidates) -> list[Family]:
 
 
 def thinned(ranked: Sequence[Family], budget_s: float) -> list[Family]:
-    """Take ranks out of families, the slowest family first, until all fits are thought to take `budget_s` seconds.
+    """Take ranks out of families until all fits are thought to take `budget_s` seconds.
 
-    Every family keeps its two ends, even where that takes longer.
+    Always one out of the family that takes longest as it stands. First three of each are kept, then its two ends; that
+    many are fitted even where they take longer.
     """
     left = list(ranked)
     total = sum(family.seconds for family in left)
-    order = sorted(range(len(left)), key=lambda i: (-ranked[i].seconds, i))
-    for level in _LEVELS:
-        for i in order:
-            if total <= budget_s:
-                return left
-            if formats.get(ranked[i].candidates[0].choice.format).nested:
-                continue  # the largest rank is fitted anyway, and the others come with it
-            fewer = ranked[i].spread(level)
+    for least in (3, 2):
+        # Where ranks are parts of one fit, taking some out saves nothing.
+        waiting = [
+            (-family.seconds, i)
+            for i, family in enumerate(left)
+            if len(family.candidates) > least and not formats.get(family.candidates[0].choice.format).nested
+        ]
+        heapq.heapify(waiting)
+        while waiting and total > budget_s:
+            _, i = heapq.heappop(waiting)
+            count = len(left[i].candidates) - 1
+            fewer = ranked[i].spread(count)
             total += fewer.seconds - left[i].seconds
             left[i] = fewer
+            if count > least:
+                heapq.heappush(waiting, (-fewer.seconds, i))
     return left

@@ -168,7 +168,6 @@ def test_other_processes_fit_the_same_bits(
 def test_every_kind_of_layer_and_of_statistics_travels(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, inputs = Decoder().eval(), torch.randn(4, 4, 5, 5)
-    model(inputs)
     space = space_of(model, inputs[:1], ["channel_svd", "tucker2"])
     stats = statistics(space, model, inputs)
     stats.pop(space.layers[0].spec.name)
