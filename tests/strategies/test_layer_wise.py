@@ -17,8 +17,6 @@ from autorank.strategies.spreading import spread_order
 from autorank.testing.strategies import THREE, TWO, StrategyContract, made_up_record, made_up_space, run
 from autorank.types import Constraint, Errors, Objective, Proposal
 
-strategies.register(LayerWise)
-
 
 class TestLayerWise(StrategyContract):
     name = "layer-wise"

@@ -25,8 +25,6 @@ from autorank.testing.strategies import (
 )
 from autorank.types import Constraint, Fidelity, Objective, Plan, Proposal, TrialRecord
 
-strategies.register(LearnedRank)
-
 
 class TestLearnedRank(StrategyContract):
     name = "learned-rank"
