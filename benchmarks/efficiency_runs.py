@@ -145,7 +145,7 @@ def search(
             task,
             space=space,
             strategy={"name": chosen, "options": options or {}},
-            trials=len(peer) or trials,
+            trials=len(peer) + 1 if peer else trials,
             seed=seed,
             executor="inline",
             tracking=False,
@@ -213,7 +213,9 @@ def near(points: Sequence[FrontPoint], target: float) -> FrontPoint | None:
     return max(able, key=lambda p: p.record.score or 0.0, default=None)
 
 
-def finals(task: Task, run: Row, done: Sequence[Row], cache: Path, *, steps: int = LONG) -> Iterator[Row]:
+def finals(
+    task: Task, run: Row, done: Sequence[Row], cache: Path, *, steps: int = LONG, targets: Sequence[float] = TARGETS
+) -> Iterator[Row]:
     """Train points of a search's front for long, from the weights with which the search left them, and test them.
 
     Parameters
@@ -227,23 +229,34 @@ def finals(task: Task, run: Row, done: Sequence[Row], cache: Path, *, steps: int
     cache : Path
         For the dense model's outputs on the training batches, which all points learn from.
     steps : int
+    targets : sequence of float
+        MACs kept; at each the best point that keeps at most about as much is trained.
     """
     result = autorank.open_sweep(run["sweep"], task)
-    for target in TARGETS:
+    scores: dict[int, Row] = {}
+    for target in targets:
         key = {k: run[k] for k in ("task", "level", "strategy", "seed", "sweep")} | {"target": target, "long": steps}
         point = near(result.points, target)
         if point is None or any(all(row.get(k) == v for k, v in key.items()) for row in done):
             continue
         begun = time.perf_counter()
-        model = result.model(point)
+        number = point.record.number
+        # One point may be the best at several budgets.
+        if number not in scores:
+            scores[number] = tuned(result.model(point), task, run["task"], cache, steps)
         yield {
             "kind": "final",
             **key,
             "macs_kept": point.record.kept["macs_kept"],
             "searched": point.record.score,
-            **tuned(model, task, run["task"], cache, steps),
+            **scores[number],
             "seconds": time.perf_counter() - begun,
         }
+
+
+def dense_test(task: Task) -> float:
+    """Return the dense model's score on the test split."""
+    return evaluate(task.model(), task, "test").score
 
 
 def tuned(model: torch.nn.Module, task: Task, name: str, cache: Path, steps: int) -> Row:

@@ -84,7 +84,8 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
             figures[level] = _level(runs, level, statistics.mean(fits) if fits else None)
         finals = [row for row in rows if row["kind"] == "final" and row["level"] == level]
         if finals:
-            figures[f"long, from {level}"] = _finals(finals, level)
+            dense = next((row["test"] for row in rows if row["kind"] == "dense"), None)
+            figures[f"long, from {level}"] = _finals(finals, level, dense)
     return figures
 
 
@@ -211,13 +212,15 @@ def _ratio(ours: Sequence[Curve], others: Sequence[Curve], axis: int, budget: fl
     return mine[0] / theirs[0] if mine and theirs and theirs[0] > 0 else None
 
 
-def _finals(rows: Sequence[Row], level: str) -> dict[str, Any]:
+def _finals(rows: Sequence[Row], level: str, dense: float | None) -> dict[str, Any]:
     """Print test accuracy and MACs kept of the points that were trained for long, by strategy and budget."""
     targets = sorted({row["target"] for row in rows}, reverse=True)
     steps = sorted({row["long"] for row in rows})
     print(f"\nafter {'/'.join(map(str, steps))} more steps, fronts of level {level}: test accuracy (MACs kept), mean")
     print(f"{'':<22}" + "".join(f"{f'≤ {target:g}':>18}" for target in targets) + f"{'searches':>10}")
-    figures: dict[str, Any] = {}
+    figures: dict[str, Any] = {"dense": dense}
+    if dense is not None:
+        print(f"{'dense':<22}{f'{dense:.2f} (1)':>18}")
     names = list(dict.fromkeys(row["strategy"] for row in rows))
     for name in names:
         mine = [row for row in rows if row["strategy"] == name]

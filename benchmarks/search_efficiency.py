@@ -49,6 +49,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--trials", type=int, default=200)
     parser.add_argument("--steps", type=int, help="fine-tune steps instead of the level's")
+    parser.add_argument("--targets", default="0.7,0.5,0.35,0.2", help="MACs kept, for level long")
     parser.add_argument("--space", default=str(Path(__file__).with_name("efficiency_space.yaml")))
     parser.add_argument("--validation", type=int, help="validation images (digits: 260; cifar: 1000)")
     parser.add_argument("--lookahead", type=int, default=1, help="proposals in flight")
@@ -87,12 +88,16 @@ def work(args: argparse.Namespace, base: Path) -> list[dict[str, Any]]:
     task = load(args.task, args.shared.resolve(), base, args.validation)
     seeds = [int(seed) for seed in args.seeds.split(",")]
     if args.level == "long":
+        targets = [float(target) for target in args.targets.split(",")]
         asked = [label_of(name) for name in args.strategies.split(",") if name]
+        if not any(row["kind"] == "dense" and row["task"] == args.task for row in rows):
+            rows.append({"kind": "dense", "task": args.task, "test": runs.dense_test(task)})
+            runs.append(args.runs, rows[-1])
         for run in [row for row in rows if row["kind"] == "search" and row["task"] == args.task]:
             if run["level"] != args.origin or run["seed"] not in seeds or (asked and run["strategy"] not in asked):
                 continue
             done = [row for row in rows if row["kind"] == "final"]
-            for row in runs.finals(task, run, done, base, steps=args.steps or 800):
+            for row in runs.finals(task, run, done, base, steps=args.steps or 800, targets=targets):
                 runs.append(args.runs, row)
                 rows.append(row)
                 print(
