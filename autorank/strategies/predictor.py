@@ -6,7 +6,6 @@ import math
 import sys
 from collections.abc import Sequence
 from functools import cached_property
-from random import Random
 from statistics import median
 
 import numpy as np
@@ -14,6 +13,7 @@ import numpy as np
 from autorank.errors import ConfigError
 from autorank.strategies.catalog import Catalog, Vector, amount
 from autorank.strategies.mckp import front as knapsack_front
+from autorank.strategies.mending import Mender
 from autorank.types import Errors
 
 KINDS = ("snr", "sum", "shrunk", "even")
@@ -26,8 +26,8 @@ _NOTHING = 1e-6
 """A relative error up to which a predicted loss of zero is believed."""
 _ROUNDING = 1e-12
 """Relative difference below which two sums are equal, as they are added up in different orders."""
-_REPAIRS = 64
-"""Points of the front that are repaired where none of them meets the constraints."""
+_MENDED = 64
+"""Points of the front that are changed to meet the constraints where none of them does."""
 
 Costs = list[list[float]]
 
@@ -110,7 +110,8 @@ class Predictor:
         Only plans that meet the constraints on costs; the dense one may be among them. With a second cost objective
         they are non-dominated in both costs and the loss. A constraint on another cost is part of the knapsack; where
         there are several such, and with a lower bound on an axis, points that miss one are left out, so that a point
-        at the very bound may be missing. Where none is left, points are repaired.
+        at the very bound may be missing. Where none is left, those that miss least are changed until they meet all;
+        under constraints that nearly contradict each other there may be none.
         """
         return list(self._front)
 
@@ -206,14 +207,14 @@ class Predictor:
             if better and self.catalog.feasible(solution.indices):
                 least = solution.value
                 found.append(solution.indices)
-        return found or self._repaired([solution.indices for solution in solutions])
+        return found or self._mended([solution.indices for solution in solutions])
 
-    def _repaired(self, vectors: Sequence[Vector]) -> list[Vector]:
-        """Return plans near to some that miss the constraints, cheap to dear."""
-        rng = Random(self.catalog.seed)
-        step = -(-len(vectors) // _REPAIRS)
-        repaired = [self.catalog.repair(vector, rng) for vector in vectors[::step]]
-        found = dict.fromkeys(vector for vector in repaired if vector is not None)
+    def _mended(self, vectors: Sequence[Vector]) -> list[Vector]:
+        """Return plans within the constraints that are near to those which miss them least, cheap to dear."""
+        mender = Mender(self.catalog, self.losses)
+        nearest = sorted(vectors, key=lambda vector: (mender.misses(vector), vector))[:_MENDED]
+        mended = [mender.mend(vector) for vector in nearest]
+        found = dict.fromkeys(vector for vector in mended if vector is not None)
         return sorted(found, key=lambda vector: (self.catalog.share(vector), vector))
 
     @cached_property

@@ -7,12 +7,9 @@ import pytest
 from autorank import strategies
 from autorank.errors import ConfigError
 from autorank.pareto import hypervolume
-from autorank.strategies.knapsack import Knapsack, spread_evenly
+from autorank.strategies.knapsack import spread_evenly
 from autorank.testing.strategies import MADE_UP_DENSE, THREE, TWO, StrategyContract, made_up_space, run
 from autorank.types import CallSize, Constraint, Errors, LayerCost, Objective, Proposal
-
-if "knapsack" not in strategies.names():
-    strategies.register(Knapsack)
 
 
 class TestKnapsack(StrategyContract):
