@@ -84,6 +84,7 @@ class Auto(Strategy):
         self._asked: list[dict[Vector, None]] = [{} for _ in self._rungs]
         self._reached: list[set[Vector]] = [set() for _ in self._rungs]
         self._told: set[tuple[Vector, int]] = set()
+        self._untuned: dict[Vector, float] = {}
         self._untold: list[tuple[Proposal, TrialRecord]] = []
         self._front: list[_Point] = []
         self._stall = Stall(int(self.options["patience"]), float(self.options["tolerance"]))
@@ -227,11 +228,11 @@ class Auto(Strategy):
         if not self._news or self._news < self._learned // _REFIT:
             return
         self._learned, self._news = known, 0
-        rows = [
-            (vector, gain, len(self._rungs) - 1 - rung)
-            for rung, own in enumerate(self._outcomes)
-            for vector, gain in own.items()
-        ]
+        # The score before any fine-tune comes with every trial: a cheap rung of its own.
+        last = len(self._rungs) - 1
+        least = last if last and not self._rungs[0].steps else last + 1
+        rows = [(vector, gain, least) for vector, gain in self._untuned.items()]
+        rows += [(vector, gain, last - rung) for rung, own in enumerate(self._outcomes) for vector, gain in own.items()]
         rows = limited(rows, _ROWS)
         vectors = np.array([vector for vector, _, _ in rows], dtype=np.int64)
         logs, spreads = log_drop(np.array([gain for _, gain, _ in rows]), self._level_of_dense())
@@ -291,6 +292,9 @@ class Auto(Strategy):
         self._asked[rung].pop(vector, None)
         self._reached[rung].add(vector)
         gain = self._gain(record) if self._values(record) is not None else None
+        if self.fidelity.steps and record.score_bn is not None and math.isfinite(record.score_bn):
+            self._untuned[vector] = self._turned(record.score_bn)
+            self._news += 1
         if gain is not None:
             self._outcomes[rung][vector] = gain
             self._news += 1
