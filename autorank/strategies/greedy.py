@@ -1,8 +1,8 @@
 """What the greedy rules share: ladders of candidates cheaper than dense, and cheap probes of what a change loses.
 
-A *probe* is a trial without a fine-tune. It re-estimates batch norm if the sweep does: the points of the front do so
-too, and without it harsh ranks would be judged by statistics that no longer hold, by far more than they lose in the
-end. It is the only question whose answer does not depend on how long the sweep trains.
+A *probe* is a trial without a fine-tune. By default it re-estimates batch norm if the sweep does: the points of the
+front do so too, and without it harsh ranks would be judged by statistics that no longer hold, for far more than they
+lose in the end. That is about half of a probe's time, and the option ``probe: decompose`` saves it.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ import math
 from collections.abc import Mapping, Sequence
 
 from autorank.space import SearchSpace
-from autorank.strategies.base import FULL, Strategy
+from autorank.strategies.base import FULL, Option, Strategy
 from autorank.strategies.catalog import Vector, amount
 from autorank.types import Constraint, Evaluation, Fidelity, Objective, Proposal, Scalar, TrialRecord
 
 FAILED = -math.inf
 """The gain of a probe that failed, was pruned or has no finite score: no threshold accepts it."""
+
+PROBE = Option("bn", choices=("bn", "decompose"), help="whether probes re-estimate batch norm, as the sweep may do")
 
 Rungs = tuple[int, ...]
 
@@ -48,7 +50,7 @@ def next_rung(rungs: Rungs, gains: Mapping[int, float], least: float) -> int | N
 
 
 class GreedyStrategy(Strategy):
-    """Ladders, amounts and cheap gains for the greedy rules."""
+    """Ladders, amounts and cheap gains for the greedy rules; `PROBE` has to be among a rule's options, as ``probe``."""
 
     def __init__(
         self,
@@ -63,7 +65,7 @@ class GreedyStrategy(Strategy):
     ) -> None:
         super().__init__(space, objectives, constraints, seed, dense=dense, fidelity=fidelity, **options)
         axis = self.catalog.axis
-        self._cheap = Fidelity(0, fidelity.batch_norm)
+        self._cheap = Fidelity(0, fidelity.batch_norm and self.options["probe"] == "bn")
         self._amounts: list[list[float]] = [
             [amount(space, layer, candidate, axis) for candidate in (None, *layer.candidates)] for layer in space.layers
         ]

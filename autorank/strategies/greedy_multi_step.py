@@ -14,7 +14,7 @@ from typing import ClassVar
 from autorank.space import SearchSpace
 from autorank.strategies.base import FULL, WAIT, Option, Wait
 from autorank.strategies.catalog import Vector
-from autorank.strategies.greedy import FAILED, GreedyStrategy
+from autorank.strategies.greedy import FAILED, PROBE, GreedyStrategy
 from autorank.types import Constraint, Evaluation, Fidelity, Objective, Proposal, Scalar, TrialRecord
 
 Move = tuple[int, int]
@@ -42,6 +42,7 @@ class MultiStepGreedy(GreedyStrategy):
         "interval": Option(2, 0, 10_000, "points after which fine-tuned weights are carried on; 0: never"),
         "tries": Option(12, 0, 1_000_000, "moves probed again per step, besides as many as the last one took; 0: all"),
         "stride": Option(0, 0, 10_000, f"moves per step, of different layers; 0: a {_POINTS}th of the way each step"),
+        "probe": PROBE,
     }
 
     def __init__(

@@ -15,7 +15,7 @@ from typing import ClassVar
 from autorank.space import SearchSpace
 from autorank.strategies.base import FULL, WAIT, Option, Wait
 from autorank.strategies.catalog import Vector
-from autorank.strategies.greedy import FAILED, GreedyStrategy, next_rung
+from autorank.strategies.greedy import FAILED, PROBE, GreedyStrategy, next_rung
 from autorank.types import Constraint, Evaluation, Fidelity, Objective, Proposal, Scalar, TrialRecord
 
 _ROUNDS = 30
@@ -75,6 +75,7 @@ class OneStepGreedy(GreedyStrategy):
         "ratio": Option(0.8, 0.01, 0.99, "of each threshold to the one before"),
         "budget": Option(1.0, 0.0, 1.0, "share of the cost for which a threshold is looked for; 1: none"),
         "scan": Option("bisection", choices=("bisection", "all"), help="ranks that are probed in each ladder"),
+        "probe": PROBE,
     }
 
     def __init__(

@@ -7,7 +7,6 @@ import pytest
 
 from autorank import strategies
 from autorank.strategies import WAIT
-from autorank.strategies.greedy_multi_step import MultiStepGreedy
 from autorank.testing.strategies import (
     MADE_UP_DENSE,
     MADE_UP_FULL,
@@ -19,8 +18,6 @@ from autorank.testing.strategies import (
     run,
 )
 from autorank.types import Constraint, Fidelity, Objective, Plan, Proposal, TrialRecord
-
-strategies.register(MultiStepGreedy)
 
 PURE = {"stride": 1, "tries": 0, "interval": 0, "budget": 0.0, "epsilon": 1e9}
 """One move a step, all moves probed at every step, and never a start from fine-tuned weights."""

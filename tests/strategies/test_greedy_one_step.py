@@ -8,7 +8,7 @@ from autorank import strategies
 from autorank.space import Candidate, LayerCandidates, SearchSpace
 from autorank.strategies import WAIT
 from autorank.strategies.greedy import next_rung
-from autorank.strategies.greedy_one_step import OneStepGreedy, spread_order
+from autorank.strategies.greedy_one_step import spread_order
 from autorank.testing.strategies import (
     MADE_UP_DENSE,
     MADE_UP_FULL,
@@ -19,8 +19,6 @@ from autorank.testing.strategies import (
     run,
 )
 from autorank.types import Choice, Constraint, Fidelity, Objective, Plan, Proposal, TrialRecord
-
-strategies.register(OneStepGreedy)
 
 
 class TestGreedyOneStep(StrategyContract):
@@ -120,8 +118,13 @@ def test_pairs_of_ranks_are_searched_like_any_grid():
 
 def test_probes_are_single_layers_at_the_cheap_fidelity():
     space = made_up_space()
-    for full, cheap in ((Fidelity(100), Fidelity(0)), (Fidelity(100, False), Fidelity(0, False))):
-        asked = played(make(space, {"targets": 2}, fidelity=full), space, rough_drops(space, 0, True))
+    never = Fidelity(0, False)
+    for full, probe, cheap in (
+        (Fidelity(100), "bn", Fidelity(0)),
+        (Fidelity(100, False), "bn", never),
+        (Fidelity(100), "decompose", never),
+    ):
+        asked = played(make(space, {"targets": 2, "probe": probe}, fidelity=full), space, rough_drops(space, 0, True))
         assert all(p.fidelity == cheap and len(p.plan.layers) == 1 for p in asked if p.probe)
         assert all(p.fidelity is None and p.parent is None for p in asked if not p.probe)
 

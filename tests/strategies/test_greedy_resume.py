@@ -6,13 +6,8 @@ import pytest
 
 from autorank import strategies
 from autorank.schedule import WAIT, Job, Schedule
-from autorank.strategies.greedy_multi_step import MultiStepGreedy
-from autorank.strategies.greedy_one_step import OneStepGreedy
 from autorank.testing.strategies import MADE_UP_DENSE, MADE_UP_FULL, TWO, made_up_record, made_up_space
 from autorank.types import Proposal
-
-for _strategy in (OneStepGreedy, MultiStepGreedy):
-    strategies.register(_strategy)
 
 SPACE = made_up_space(6)
 
