@@ -51,11 +51,15 @@ class Bounds:
         self._shares = {c.name: shares(catalog, c.name) for c in catalog.constraints}
 
     def meet(self, vector: Vector, losses: Table, allowed: npt.NDArray[np.bool_] | None = None) -> Vector | None:
-        """Change single layers until every constraint is met, each time at the least loss for what is gained.
+        """Return a plan near the one with the least loss that meets every constraint.
+
+        A multiplier on each missed cost goes nearly there; then single layers are changed, each time at the least loss
+        for what is gained.
 
         Parameters
         ----------
         vector : tuple of int
+            Of all allowed plans one with the least loss.
         losses : array, shape (layers, indices)
             What is lost, in sum over the layers; infinite where an index must not be taken.
         allowed : array of bool, shape (layers, indices), optional
@@ -69,6 +73,8 @@ class Bounds:
         catalog, rows = self._catalog, np.arange(len(vector))
         free = np.isfinite(losses) if allowed is None else np.isfinite(losses) & allowed
         now = np.asarray(vector)
+        if not catalog.feasible(vector):
+            now = self._nearly(now, np.where(free, losses, np.inf), rows)
         for _ in range(10 * len(vector) + 100):
             vector = tuple(int(k) for k in now)
             violations = catalog.violations(vector)
@@ -92,6 +98,30 @@ class Bounds:
             layer, index = np.unravel_index(int(np.argmin(price)), price.shape)
             now[layer] = index
         return None
+
+    def _nearly(self, now: npt.NDArray[np.int_], losses: Table, rows: npt.NDArray[np.int_]) -> npt.NDArray[np.int_]:
+        """Return the plan of the largest multipliers, one missed constraint after the other, that still miss it."""
+        for c in self._catalog.constraints:
+            start = self._catalog.violations(tuple(int(k) for k in now))[str(c)]
+            if start <= 0:
+                continue
+            costs, sign = self._shares[c.name], 1.0 if c.operator == "<=" else -1.0
+            prices = np.where(np.isfinite(losses), sign * np.where(np.isfinite(costs), costs, 0.0), 0.0)
+            begin = float(prices[rows, now].sum())
+            finite = losses[np.isfinite(losses)]
+            unit = max(float(np.ptp(finite)), 1e-12) / max(float(np.ptp(prices)), 1e-12)
+            low, high = 0.0, None
+            for _ in range(60):
+                factor = unit * 1e-6 if not low and high is None else 16.0 * low if high is None else (low + high) / 2
+                moved = np.argmin(losses + factor * prices, axis=1)
+                if begin - float(prices[rows, moved].sum()) >= start:
+                    high = factor
+                else:
+                    low, now = factor, moved
+                if (high is None and low > 1e9 * unit) or (high is not None and high - low <= 1e-9 * high):
+                    break
+            losses = losses + low * prices
+        return now
 
     def _change(self, constraint: Any, now: npt.NDArray[np.int_], rows: npt.NDArray[np.int_]) -> Table:
         """Return by how much each change of one layer brings a plan nearer to, or further within, a constraint."""

@@ -63,8 +63,8 @@ class LearnedRank(Strategy):
         "points": Option(20, 1, 10_000, "values of alpha, each of which ends in one point of the front"),
         "iterations": Option(4, 1, 1000, "pulled trainings before the final fine-tune"),
         "steps": Option(0.25, 0.0, 1000.0, "length of each pulled training, in lengths of the sweep's fine-tune"),
-        "mu": Option(0.01, 1e-9, 1e9, "strength of the first pull, in loss per squared weight"),
-        "growth": Option(3.0, 1.0, 1e6, "factor from one pull to the next"),
+        "mu": Option(0.1, 1e-9, 1e9, "strength of the first pull, in loss per squared weight"),
+        "growth": Option(4.0, 1.0, 1e6, "factor from one pull to the next"),
         "hold": Option("share", help="what stays from step to step: the budget, or alpha", choices=("share", "alpha")),
     }
 
@@ -195,13 +195,18 @@ class LearnedRank(Strategy):
         """Return the compression step's plan, moved to where all constraints are met."""
         if self.options["hold"] == "share":
             path = compression_path(self._costs, chain.distances)
-            vector = path[self._within(path, chain.target)].vector
+            at = self._within(path, chain.target)
+            vector, values = path[at].vector, self._values_at(_rate(path, at), 1.0, chain.distances)
         else:
-            with np.errstate(invalid="ignore"):
-                values = chain.alpha * self._costs + 0.5 * pull * chain.distances
-            values[~np.isfinite(values)] = np.inf
+            values = self._values_at(chain.alpha, 0.5 * pull, chain.distances)
             vector = tuple(int(k) for k in np.argmin(values, axis=1))
-        return self._bounds.meet(vector, chain.distances)
+        return self._bounds.meet(vector, values)
+
+    def _values_at(self, alpha: float, weight: float, distances: Table) -> Table:
+        """Return α·cost + weight·distance, which the compression step minimises per layer."""
+        with np.errstate(invalid="ignore"):
+            values = alpha * self._costs + weight * distances
+        return np.where(np.isfinite(values), values, np.inf)
 
     def _unclaimed(self, chain: _Chain) -> Vector | None:
         """Return the chain's plan, or if it was proposed before the nearest one in cost that is a choice for some α."""
@@ -220,10 +225,7 @@ class LearnedRank(Strategy):
 
     def _alpha(self, path: Sequence[Step], target: float) -> float:
         """Return the α whose choice, at the first μ, is the dearest within a budget."""
-        at = self._within(path, target)
-        below = path[at + 1].rate if at + 1 < len(path) else 0.0
-        rate = 0.5 * (path[at].rate + below) if at else 2.0 * below + 1.0
-        return 0.5 * self._pull(0) * rate
+        return 0.5 * self._pull(0) * _rate(path, self._within(path, target))
 
     # What is known of the weights
 
@@ -255,3 +257,9 @@ class LearnedRank(Strategy):
         return (
             f"all budgets were alternated to their end, {self._points} points{failed}; option points sets their number"
         )
+
+
+def _rate(path: Sequence[Step], at: int) -> float:
+    """Return an exchange rate at which a step is the choice: between its own and that of the next dearer one."""
+    below = path[at + 1].rate if at + 1 < len(path) else 0.0
+    return 0.5 * (path[at].rate + below) if at else 2.0 * below + 1.0
