@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from autorank.space import SearchSpace
 from autorank.strategies.base import FULL, Option, Strategy
@@ -47,6 +48,43 @@ def next_rung(rungs: Rungs, gains: Mapping[int, float], least: float) -> int | N
     high = next((at for at, gain in enumerate(known) if gain is not None and gain >= least), len(rungs))
     low = next((at for at in range(high - 1, -1, -1) if known[at] is not None), -1)
     return None if high - low < 2 else rungs[(low + high) // 2]
+
+
+def spread_order(count: int) -> list[int]:
+    """Return 0, ..., count − 1 in an order of which every beginning is spread evenly: by their bits read backwards."""
+    bits = (count - 1).bit_length()
+    backwards = (int(f"{n:0{max(bits, 1)}b}"[::-1], 2) for n in range(2**bits))
+    return [n for n in backwards if n < count]
+
+
+@dataclass(eq=False)
+class Goal:
+    """One plan to find: by its threshold, or the mildest threshold whose plan keeps the budget.
+
+    Attributes
+    ----------
+    epsilon : float or None
+        Largest drop of a layer alone; None for a budget whose search has not begun.
+    budget : bool
+    settled : set of int
+        Layers whose cheapest acceptable candidate is found.
+    stuck : dict
+        Layer → number of its known probes at which only pending ones were left to wait for.
+    rounds : int
+        Thresholds that a budget has tried.
+    """
+
+    epsilon: float | None
+    budget: bool = False
+    settled: set[int] = field(default_factory=set)
+    stuck: dict[int, int] = field(default_factory=dict)
+    rounds: int = 0
+
+    def restart(self, epsilon: float) -> None:
+        """Search for another threshold."""
+        self.epsilon, self.rounds = epsilon, self.rounds + 1
+        self.settled.clear()
+        self.stuck.clear()
 
 
 class GreedyStrategy(Strategy):

@@ -9,54 +9,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import ClassVar
 
 from autorank.space import SearchSpace
 from autorank.strategies.base import FULL, WAIT, Option, Wait
 from autorank.strategies.catalog import Vector
-from autorank.strategies.greedy import FAILED, PROBE, GreedyStrategy, next_rung
+from autorank.strategies.greedy import FAILED, PROBE, Goal, GreedyStrategy, next_rung, spread_order
 from autorank.types import Constraint, Evaluation, Fidelity, Objective, Proposal, Scalar, TrialRecord
 
 _ROUNDS = 30
 """How often the search for a budget's threshold may go on with another one; it needs a handful."""
-
-
-def spread_order(count: int) -> list[int]:
-    """Return 0, ..., count − 1 in an order of which every beginning is spread evenly: by their bits read backwards."""
-    bits = (count - 1).bit_length()
-    backwards = (int(f"{n:0{max(bits, 1)}b}"[::-1], 2) for n in range(2**bits))
-    return [n for n in backwards if n < count]
-
-
-@dataclass(eq=False)
-class Goal:
-    """One plan to find: by its threshold, or the mildest threshold whose plan keeps the budget.
-
-    Attributes
-    ----------
-    epsilon : float or None
-        Largest drop of a layer alone; None for a budget whose search has not begun.
-    budget : bool
-    settled : set of int
-        Layers whose cheapest acceptable candidate is found.
-    stuck : dict
-        Layer → number of its known probes at which only pending ones were left to wait for.
-    rounds : int
-        Thresholds that a budget has tried.
-    """
-
-    epsilon: float | None
-    budget: bool = False
-    settled: set[int] = field(default_factory=set)
-    stuck: dict[int, int] = field(default_factory=dict)
-    rounds: int = 0
-
-    def restart(self, epsilon: float) -> None:
-        """Search for another threshold."""
-        self.epsilon, self.rounds = epsilon, self.rounds + 1
-        self.settled.clear()
-        self.stuck.clear()
 
 
 class OneStepGreedy(GreedyStrategy):

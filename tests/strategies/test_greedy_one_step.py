@@ -7,8 +7,7 @@ import pytest
 from autorank import strategies
 from autorank.space import Candidate, LayerCandidates, SearchSpace
 from autorank.strategies import WAIT
-from autorank.strategies.greedy import next_rung
-from autorank.strategies.greedy_one_step import spread_order
+from autorank.strategies.greedy import next_rung, spread_order
 from autorank.testing.strategies import (
     MADE_UP_DENSE,
     MADE_UP_FULL,
