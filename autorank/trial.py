@@ -237,7 +237,8 @@ class TrialRunner:
         names = list(self.context.candidates)
         specs = {spec.name: spec for spec in self.context.specs}
         # A pulled training ends with the undecomposed weights, all others with decomposed ones.
-        network = origin if job.pull or not job.plan.layers else undecomposed(self._dense, job.plan, model)
+        network = origin if job.pull else undecomposed(self._dense, job.plan, model)
+        untouched = not (job.pull or job.plan.layers or job.parent or job.fidelity.steps)
         if job.want == "distances":
             return squared_distances(
                 network,
@@ -245,6 +246,7 @@ class TrialRunner:
                 specs=self.context.specs,
                 stats=self._statistics(),
                 seed=job.plan.seed,
+                cache=self._cache if untouched else None,
             )
         found = {}
         for name in names:

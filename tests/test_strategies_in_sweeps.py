@@ -76,7 +76,7 @@ def test_a_rule_that_finds_nothing_to_do_says_so(tmp_path: Path) -> None:
     for layer in (3, 5):
         torch.nn.init.normal_(model[layer].weight)  # type: ignore[index, arg-type]
     noise = autorank.ClassificationTask(model, train=(torch.randn(64, 3, 8, 8), torch.arange(64) % 2), validation=0.25)
-    with pytest.raises(EmptyFrontError, match="strategy vbmf proposed no plan: .*EVBMF"):
+    with pytest.raises(EmptyFrontError, match=r"strategy vbmf proposed no plan: .*EVBMF"):
         autorank.search(noise, **settings("vbmf"), sweep_dir=tmp_path / "sweep")
 
 
