@@ -70,6 +70,7 @@ class Catalog:
         }
         self._dense = {name: self._dense_amount(name) for name in names}
         self.dense_vector: Vector = (0,) * len(space.layers)
+        self._index = [{c.choice: k for k, c in enumerate(layer.candidates, start=1)} for layer in space.layers]
         self.variants: list[list[str]] = []
         self.ladders: list[list[Ladder]] = []
         for i, layer in enumerate(space.layers):
@@ -117,14 +118,11 @@ class Catalog:
         """Return the index vector of a plan; None when it has a choice that is no candidate."""
         choices = plan.choices
         vector = []
-        for layer in self.space.layers:
+        for layer, index in zip(self.space.layers, self._index, strict=True):
             choice = choices.pop(layer.spec.name, None)
-            if choice is None:
-                vector.append(0)
-            elif choice in layer.by_choice:
-                vector.append(layer.candidates.index(layer.by_choice[choice]) + 1)
-            else:
+            if choice is not None and choice not in index:
                 return None
+            vector.append(0 if choice is None else index[choice])
         return None if choices else tuple(vector)
 
     def _chosen(self, vector: Vector) -> list[tuple[LayerCandidates, Candidate]]:
