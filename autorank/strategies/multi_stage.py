@@ -18,6 +18,8 @@ from autorank.types import Constraint, Evaluation, Fidelity, Objective, Proposal
 
 _FACTORS = (0.5, 1.5, 0.25, 2.0)
 """Of the weakening: what is tried, in this order, after trials of a stage that failed or were known beforehand."""
+_WORTH = 0.02
+"""Least share of the present cost that a stage of all layers has to save; of a group of them, in proportion."""
 _FINER = 20
 """Parts of the weakening among which the stage that meets a budget is looked for."""
 
@@ -41,9 +43,9 @@ class MultiStage(Strategy):
     bases merged into its 1×1 layers. A dense layer takes the cheapest candidate of any format that holds the ranks
     (`autorank.strategies.vbmf.Holding`; the errors of candidates are those of the dense model's kernels).
 
-    Where no layer can shrink any more by that rule (EVBMF finds signal only, or the grid of ranks has nothing between
+    Where that rule saves next to nothing any more (EVBMF finds signal only, or the grid of ranks has nothing between
     R_vbmf and R), every layer of the group takes the next cheaper rank instead, layers that EVBMF has an opinion on
-    first; with ``stall=end`` it ends there.
+    first; with ``stall=end`` it goes on until no layer shrinks, and ends there.
 
     With a budget, stages that are still too dear are probes, the stage that crosses it is the weakest that meets it,
     and the last one allowed goes there at the least predicted loss, wherever it starts from; when the budget is met,
@@ -176,11 +178,19 @@ class MultiStage(Strategy):
         stages = [self._weaken(w)]
         if self.options["stall"] == "rung":
             stages += [self._weaken(max(w, 1.0)), self._step()]
-        moved = [stage for stage in stages if stage.vector != self._now.vector][:1]
+        moved = [*filter(self._worth, stages), *filter(self._differs, stages)][:1]
         if self._failures or any(stage.vector in self._claimed for stage in moved):
-            others = [*(self._weaken(w * factor) for factor in _FACTORS), *stages]
-            moved += [stage for stage in others if stage.vector != self._now.vector]
+            moved += filter(self._differs, [*(self._weaken(w * factor) for factor in _FACTORS), *stages])
         return moved
+
+    def _differs(self, stage: _Stage) -> bool:
+        return stage.vector != self._now.vector
+
+    def _worth(self, stage: _Stage) -> bool:
+        """Say whether a stage saves enough to be worth a fine-tune."""
+        now, layers = self.catalog.share(self._now.vector), len(stage.vector)
+        part = min(self.options["group"] or layers, layers) / layers
+        return self._differs(stage) and now - self.catalog.share(stage.vector) >= _WORTH * part * now
 
     def _finer(self) -> list[_Stage]:
         """Return the different stages of weaker weakenings, weakest first."""

@@ -35,15 +35,14 @@ def weakened(present: int, found: int, weakening: float, least: int) -> int:
 
 
 class Holding:
-    """Which candidates hold as much of a layer's kernel as truncating its unfoldings at given ranks leaves.
+    """Which candidates hold as much of a layer's kernel as truncating both of its unfoldings at given ranks leaves.
 
     *Tucker-2* is this truncation: its candidate must have both ranks. A candidate of any *other format* must have an
-    error of the weight no larger than √(out_tail[R_out] + in_tail[R_in]), the bound on the error of Tucker-2 at these
-    ranks (De Lathauwer et al. 2000, property 10). Whitening changes which part of the kernel a fit gives up, not how
-    much a rank can hold, so what counts is the least error of the weight among the whitenings of the same rank; which
-    of them is taken is decided by the predicted loss, the error of the output or that of the weight, the first of these
-    that is known. Of the candidates that hold enough, the cheapest along the catalog's axis is taken, and none that is
-    not cheaper than the dense layer.
+    error of the weight no larger than Tucker-2 makes at these ranks (`bound`). Whitening changes which part of the
+    kernel a fit gives up, not how much a rank can hold, so what counts is the least error of the weight among the
+    whitenings of the same rank; which of them is taken is decided by the predicted loss, the error of the output or
+    that of the weight, the first of these that is known. Of the candidates that hold enough, the cheapest along the
+    catalog's axis is taken, and none that is not cheaper than the dense layer.
 
     Parameters
     ----------
@@ -88,10 +87,17 @@ class Holding:
         return self._memo[key]
 
     def bound(self, layer: int, ranks: Ranks) -> float:
-        """Return the largest relative error that Tucker-2 can have at these ranks."""
+        """Return the relative error that Tucker-2 at these ranks may be expected to make: √(1 − (1 − o)(1 − i)).
+
+        o and i are the tails of the two unfoldings. The squared error of Tucker-2 lies between max(o, i) and o + i (De
+        Lathauwer et al. 2000, property 10), but at the ranks of EVBMF the latter is often above 1 and would let
+        everything through. This is the error if either truncation took the same share of whatever the other left; on
+        trained kernels it is near what HOOI reaches.
+        """
         out, into = self._tails[layer][0][ranks[0]], self._tails[layer][1][ranks[1]]
-        # The unfoldings of a kernel of one position are one matrix.
-        return math.sqrt(out + into if math.prod(self._catalog.space.layers[layer].spec.kernel) > 1 else max(out, into))
+        if math.prod(self._catalog.space.layers[layer].spec.kernel) == 1:  # both unfoldings are one matrix
+            return math.sqrt(max(out, into))
+        return math.sqrt(out + into - out * into)
 
     def ranks(self, layer: int, index: int) -> Ranks:
         """Return the ranks that a candidate holds: of Tucker-2 its own, else the largest in proportion to the full."""

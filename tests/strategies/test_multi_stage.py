@@ -164,6 +164,16 @@ def test_a_stall_is_left_by_plain_evbmf_before_any_signal_is_cut():
     assert ranks_of(first) == (8, 8)
 
 
+def test_a_stage_that_would_save_next_to_nothing_is_no_stage():
+    big, small = layer_of("big", 64, (20, 20), FINE, ("tucker2",)), layer_of("small", 8, (2, 2), FINE[:7], ("tucker2",))
+    space = space_of(big, small)
+    for stall in ("rung", "end"):
+        strategy = make(space, stages=2, least=1, stall=stall)
+        # EVBMF has an end in the big layer, and goes on in one that does not matter.
+        first, second = stages(strategy, space, lambda n, p: {"big": p["big"].rank, "small": (1, 1)})
+        assert (ranks_of(first, "big") == ranks_of(second, "big")) == (stall == "end")
+
+
 def test_layers_without_an_opinion_of_evbmf_wait_for_the_others():
     space = space_of(layer_of("quiet", 32, (0, 0), GRID), layer_of("loud", 32, (8, 8), GRID))
     proposals = stages(make(space, stages=100, least=2), space)

@@ -4,12 +4,16 @@ import math
 from dataclasses import replace
 
 import pytest
+import torch
 
 from autorank import strategies
 from autorank.errors import ConfigError
+from autorank.solvers.hooi import tucker2
+from autorank.solvers.vbmf import spectrum
 from autorank.space import Candidate, LayerCandidates, SearchSpace
 from autorank.strategies.catalog import Catalog
 from autorank.strategies.vbmf import Holding, Vbmf, weakened
+from autorank.testing.cases import random
 from autorank.testing.strategies import TWO, StrategyContract, made_up_record, made_up_space, run
 from autorank.types import (
     CallSize,
@@ -117,14 +121,32 @@ def test_the_cheapest_that_has_both_ranks_by_brute_force():
             assert (layer.candidates[index - 1].cost.macs if index else None) == (min(enough) if enough else None)
 
 
-def test_other_formats_have_no_larger_error_than_truncating_both_unfoldings():
+def test_other_formats_have_no_larger_error_than_tucker_is_expected_to_make():
     layer = layer_of("a", 32, (8, 8), tuple(range(1, 29)), ("channel_svd",))
     holding = holding_of(layer)
     for out, into in ((8, 8), (4, 20), (20, 4), (32, 8)):
-        bound = math.sqrt(layer.spectrum.out_tail[out] + layer.spectrum.in_tail[into])
+        bound = math.sqrt(1 - (1 - layer.spectrum.out_tail[out]) * (1 - layer.spectrum.in_tail[into]))
         assert holding.bound(0, (out, into)) == pytest.approx(bound)
         expected = min(c.choice.rank for c in layer.candidates if c.errors.weight <= bound * (1 + 1e-6))
         assert holding.choice(0, holding.index(0, (out, into))).rank == expected
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.3, 1.0])
+def test_the_bound_is_near_what_tucker_reaches(noise):
+    """Above it, and by less than a fifth, from kernels of low rank to nothing but noise."""
+    shape = (32, 24, 9)
+    u, v = random((32, 8), 0), random((24, 6), 1)
+    kernel = torch.einsum("oik,to,si->tsk", random((8, 6, 9), 2), u, v)
+    kernel = kernel / kernel.norm() + noise * random(shape, 3) / math.sqrt(math.prod(shape))
+    weight = kernel.reshape(32, 24, 3, 3)
+    ones = (1, 1)
+    spec = LayerSpec("a", "conv2d", (32, 24, 3, 3), ones, ones, dilation=ones, calls=(CallSize(1, (8, 8), (8, 8)),))
+    cheap = Candidate(Choice("tucker2", (1, 1)), LayerCost(1, 1), None, Errors(0.9))
+    holding = holding_of(LayerCandidates(spec, (cheap,), None, spectrum(weight)))
+    for ranks in ((4, 3), (6, 6), (12, 10), (20, 4)):
+        core, _, _ = tucker2(kernel[None], ranks)
+        error = math.sqrt(max(0.0, 1 - float((core.norm() / kernel.norm()) ** 2)))
+        assert error - 1e-6 <= holding.bound(0, ranks) <= 1.2 * error + 1e-6
 
 
 def test_a_matrix_is_truncated_once():
