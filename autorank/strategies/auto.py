@@ -16,6 +16,7 @@ from autorank.strategies.base import FULL, Option, Strategy, Wait
 from autorank.strategies.catalog import COST_NAMES, Vector
 from autorank.strategies.optuna import NSGA2, TPE, OptunaStrategy
 from autorank.strategies.rungs import ladder, promotable
+from autorank.strategies.spreading import spread_order
 from autorank.strategies.stall import Stall
 from autorank.strategies.surrogate import Surrogate, Trials, gain_of, limited, log_drop
 from autorank.strategies.tables import Space, as_vector
@@ -41,8 +42,8 @@ _LOOKED_AT = 100
 class Auto(Strategy):
     """Knapsack points, then a search around them that learns where the prediction errs.
 
-    1. `seeds` plans of the predicted front, spread along the cost axis, and some with equal errors in all layers at the
-       harsh end, go straight to full fidelity.
+    1. `seeds` plans of the predicted front, spread along the cost axis, and `level` with equal errors in all layers at
+       the harsh end, go straight to full fidelity. A few do: what is learned from them beats more of them.
     2. A `Surrogate` of the score is learned from the outcomes. From then on plans compete by their expected improvement
        of the hypervolume: those of the knapsack solved again with the corrected losses, and with losses drawn from
        their posterior; those of equal errors; exchanges between layers of plans on the present front. Every fourth
@@ -50,13 +51,23 @@ class Auto(Strategy):
     3. With `rungs` above 1 new plans begin with few fine-tune steps and are promoted by non-domination (`rungs`).
 
     It ends when the hypervolume has not grown for `patience` points.
+
+    On the made-up problem of `autorank.testing.strategies` (10 layers, four proposals in flight, two seeds) 20
+    evaluations reach a hypervolume of 0.76 and 50 reach 0.775, where NSGA-II from scratch has 0.750 after 200, TPE from
+    scratch 0.760, and the knapsack, which learns nothing, 0.751 after 20 and 0.765 after 50. With a noise of one point
+    on every score it is the same within 0.002.
+
+    There is one rung by default, as cheaper ones did not pay: with ``rungs=2`` 50 points reached 0.777 (0.7735 without,
+    noise of one point), but at the price of 128 probes, and 100 points without any reach 0.788. The surrogate already
+    says of untried plans what a probe would say, and the score before the fine-tune, which comes with every trial, is
+    learned from as a rung of its own. Rungs are for fine-tunes that are long beside the rest of a trial.
     """
 
     name: ClassVar[str] = "auto"
     needs: ClassVar[frozenset[str]] = frozenset({"errors"})
     allowed: ClassVar[Mapping[str, Option]] = {
-        "seeds": Option(6, 1, 1000, "points of the predicted front that are tried first"),
-        "level": Option(2, 0, 1000, "plans of equal errors in all layers that are tried next, from the harsh end"),
+        "seeds": Option(3, 1, 1000, "points of the predicted front that are tried first"),
+        "level": Option(1, 0, 1000, "plans of equal errors in all layers that are tried next, from the harsh end"),
         "sampler": Option("tpe", choices=("tpe", "nsga2"), help="Optuna sampler of every fourth proposal"),
         "rungs": Option(1, 1, 6, "fidelities: 2 for steps/eta and all steps, 3 for none at all before them"),
         "eta": Option(3, 2, 16, "one plan in eta goes on to the next rung"),
@@ -102,9 +113,10 @@ class Auto(Strategy):
         low, high = max(self.catalog.low, _HARSH), min(self.catalog.high, _MILD)
         if low >= high:
             low, high = self.catalog.low, self.catalog.high
-        # The middle first, then outwards: a sweep that ends early has seen what matters most.
-        targets = [low + (high - low) * (n + 0.5) / count for n in range(count)]
-        targets.sort(key=lambda target: (abs(target - (low + high) / 2), target))
+        places = [low + (high - low) * (n + 0.5) / count for n in range(count)]
+        # The middle, the harsh end, the mild end, and so on into the gaps: whenever a sweep ends, it has seen the axis.
+        middle = places.pop(count // 2 - (count % 2 == 0))
+        targets = [middle, *(places[i] for i in spread_order(places, [middle]))]
         found = space.spread(space.front(space.tables.losses), targets)
         if space.known:
             many = int(self.options["level"])
