@@ -12,7 +12,6 @@ from autorank.plan import apply, undecomposed
 from autorank.solvers import hooi
 from autorank.solvers.vbmf import spectrum
 from autorank.strategies import WAIT
-from autorank.strategies.multi_stage import MultiStage
 from autorank.testing.cases import random
 from autorank.testing.strategies import (
     MADE_UP_DENSE,
@@ -25,8 +24,6 @@ from autorank.testing.strategies import (
 )
 from autorank.types import Choice, Constraint, LayerSpec, Objective, Plan, Proposal, TrialRecord
 from tests.strategies.test_vbmf import GRID, layer_of, space_of
-
-strategies.register(MultiStage)
 
 FINE = tuple(range(1, 32))
 

@@ -12,7 +12,7 @@ from autorank.solvers.hooi import tucker2
 from autorank.solvers.vbmf import spectrum
 from autorank.space import Candidate, LayerCandidates, SearchSpace
 from autorank.strategies.catalog import Catalog
-from autorank.strategies.vbmf import Holding, Vbmf, weakened
+from autorank.strategies.vbmf import Holding, weakened
 from autorank.testing.cases import random
 from autorank.testing.strategies import TWO, StrategyContract, made_up_record, made_up_space, run
 from autorank.types import (
@@ -28,8 +28,6 @@ from autorank.types import (
     Proposal,
     Spectrum,
 )
-
-strategies.register(Vbmf)
 
 
 class TestVbmf(StrategyContract):
