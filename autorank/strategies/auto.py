@@ -14,6 +14,7 @@ from autorank.space import SearchSpace
 from autorank.strategies.attained import Attained, nodes
 from autorank.strategies.base import FULL, Option, Strategy, Wait
 from autorank.strategies.catalog import COST_NAMES, Vector
+from autorank.strategies.exchanges import exchanges
 from autorank.strategies.optuna import NSGA2, TPE, OptunaStrategy
 from autorank.strategies.rungs import ladder, promotable
 from autorank.strategies.spreading import spread_order
@@ -32,7 +33,6 @@ _REFIT = 16
 _EXPLORE = 4
 """Every so many proposals one is drawn by the sampler and screened, whatever the surrogate would like best."""
 _SAMPLES = 3
-_PARENTS, _EXCHANGES = 16, 6
 _MILD, _HARSH = 0.85, 0.12
 _PENDING = 64
 _LOOKED_AT = 100
@@ -194,33 +194,8 @@ class Auto(Strategy):
         """Return plans that compete for the next proposal."""
         drawn = self._space.front(self._surrogate.drawn(self._random))
         plans = [as_vector(row) for part in (self._predicted, drawn, self._level) for row in _thinned(part)]
-        return plans + self._exchanges()
-
-    def _exchanges(self) -> list[Vector]:
-        """Return plans near the present front: one layer made dearer, another cheaper."""
         parents = [point.vector for point in self._front]
-        if not parents:
-            return []
-        found = []
-        values = self._surrogate.weighted()
-        for parent in parents if len(parents) <= _PARENTS else self.rng.sample(parents, _PARENTS):
-            for _ in range(_EXCHANGES):
-                changed = list(parent)
-                for sign in (1, -1):
-                    i = self.rng.randrange(len(changed))
-                    changed[i] = self._step(i, changed[i], sign, values)
-                found.append(tuple(changed))
-        return found
-
-    def _step(self, layer: int, index: int, sign: int, values: Floats) -> int:
-        """Return the next dearer (sign 1) or cheaper candidate that loses less for its cost than others do."""
-        cost = self._space.changes[self.catalog.axis][layer, : self._space.sizes[layer]]
-        other = np.flatnonzero(sign * (cost - cost[index]) > 0)
-        if not len(other):
-            return index
-        near = other[np.argsort(sign * cost[other], kind="stable")][:6]
-        lost = values[layer, near]
-        return int(near[np.argmin(lost)] if sign < 0 else near[self.rng.randrange(len(near))])
+        return plans + exchanges(self._space, self._surrogate.weighted(), parents, self.rng)
 
     def _sampled(self) -> list[Vector]:
         """Return samples of the Optuna sampler, which knows the points at full fidelity."""
