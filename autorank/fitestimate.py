@@ -11,7 +11,7 @@ from autorank import formats
 from autorank.space import Candidate, LayerCandidates
 from autorank.types import LayerSpec, Scalar
 
-DEFAULT_BUDGET_S = 600.0
+DEFAULT_BUDGET_S = 60.0
 """Estimated seconds of fitting per process beyond which some ranks are not fitted."""
 
 _COSTS: dict[str, tuple[float, float]] = {

@@ -129,12 +129,13 @@ def _layer(
 
 def _announce(reporter: Reporter, replay: Replay, pairs: Sequence[tuple[LayerSpec, Choice]], batches: int) -> None:
     """Say how long it will take: the time of a dense pass, times what is left of it behind each candidate's layer."""
-    passes = sum(replay.share(spec.name) for spec, _ in pairs)
-    seconds = replay.seconds * passes * batches
+    checks = sum(replay.share(name) for name in {spec.name for spec, _ in pairs})  # one for each layer
+    passes = batches * sum(replay.share(spec.name) for spec, _ in pairs) + checks
+    seconds = replay.seconds * passes
     if seconds < TELL_FROM_S:
         return
     about = f"{seconds / 60:.0f} min" if seconds >= 90 else f"{10 * round(seconds / 10)} s"
     reporter.say(
         f"{_WHAT}: {len(pairs)} candidates on {batches} batches may take about {about}, "
-        f"as much as {passes * batches:.0f} passes through the whole network"
+        f"as much as {passes:.0f} passes through the whole network"
     )

@@ -272,7 +272,7 @@ def line(name: str, before: Sequence[float], after: Sequence[float]) -> str:
 def load(args: Any) -> Task:
     """Return the task: CIFAR-10 where it lies, else digits, whose network is trained in seconds."""
     if args.task == "cifar" or (args.task == "auto" and (args.shared / "models").is_dir()):
-        return load_task(**cifar(args.shared), validation=1000)
+        return load_task(**cifar(args.shared), validation=2000)
     weights = args.cache / "digits-net.safetensors"
     if not weights.is_file():
         prepare_weights(weights)
