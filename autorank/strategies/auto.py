@@ -140,12 +140,21 @@ class Auto(Strategy):
                 return self._at(promoted, rung + 1)
         new = self._best()
         if new is not None:
-            return self._at(new, 0)
+            return self._at(new, 0 if self._may_probe() else len(self._rungs) - 1)
         for rung in range(len(self._rungs) - 2, -1, -1):
             promoted = self._promoted(rung, 1)
             if promoted is not None:
                 return self._at(promoted, rung + 1)
         return None
+
+    def _may_probe(self) -> bool:
+        """Say whether the probes so far are about as many as promotion needs for the points so far.
+
+        Where they fail there is nothing to promote, and as probes are no trials, nobody else would ever stop them.
+        """
+        eta, last = int(self.options["eta"]), len(self._rungs) - 1
+        needed = sum(eta**k for k in range(1, last + 1))
+        return sum(map(len, self._reached[:-1])) < needed * (len(self._reached[-1]) + 1)
 
     def _at(self, vector: Vector, rung: int) -> Proposal:
         self._asked[rung][vector] = None
