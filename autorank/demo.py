@@ -87,7 +87,7 @@ def run(directory: Path, trials: int = 40) -> None:
         validation=0.2,
         trials=trials,
         sweep_dir=str(sweep),
-        recovery={"steps": 60, "lr": 0.01, "batch_size": 64},
+        recovery={"steps": 60, "batch_size": 64},
     )
     print_result(result)
     exported = result.export(say=print)

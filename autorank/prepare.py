@@ -135,7 +135,7 @@ def prepare(
         dense = before.dense if before is not None else _dense(model, task, device, reporter)
         recovery = config.recovery
         teacher_file = cache / "teacher.npy"
-        if recovery.steps and recovery.distill > 0:
+        if recovery.steps and recovery.distill > 0 and not recovery.features:
             Teacher.build(
                 task, recovery, config.seed, device, teacher_file, lambda d, t: reporter.step("teacher outputs", d, t)
             )

@@ -7,6 +7,7 @@ layer" (CVPR 2020): minimise L(W) + (μ/2)·Σ‖W_l − Ŵ_l‖² over the dens
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -74,8 +75,9 @@ def train_with_pull(
 ) -> tuple[tuple[int, float], ...]:
     """Train an undecomposed model in place, its kernels pulled towards those of its decomposed copy.
 
-    As `fine_tune` does, with the term of `Pull` besides: weights where training has settled have the gradient
-    μ·(Ŵ − W), whatever learning rate and momentum. Layers without a copy train freely.
+    As `fine_tune` does, with the term of `Pull` besides, and always by SGD: at its default rate where the recovery has
+    another optimizer. Weights where training has settled have the gradient μ·(Ŵ − W), whatever learning rate and
+    momentum. Layers without a copy train freely.
 
     Parameters
     ----------
@@ -103,6 +105,8 @@ def train_with_pull(
         A copy has no layer or another shape than its layer, or the training diverged.
     """
     model.to(device)
+    if recovery.optimizer != "sgd":
+        recovery = replace(recovery, optimizer="sgd", lr=None, weight_decay=None)
     pairs = _pairs(model, copies)
     return fine_tune(model, task, recovery, seed, device, teacher, Pull(pairs, pull) if pull and pairs else None)
 

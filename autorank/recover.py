@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from autorank.copying import model_copy
 from autorank.errors import ConfigError, TrialError
+from autorank.features import FeatureMatch
 from autorank.precision import full_precision, widened
 from autorank.seeding import seeded
 from autorank.tasks.base import Task
@@ -22,6 +23,12 @@ from autorank.tasks.randomness import derive
 from autorank.teacher import Lesson, Teacher
 
 __all__ = ["Proximal", "Recovery", "Teacher", "fine_tune", "reestimate_batch_norm"]
+
+DEFAULTS = {"adamw": (0.0015, 0.01), "sgd": (0.02, 5e-4)}
+"""Optimizer → learning rate and weight decay that serve where none is given."""
+
+ADAMW_MOST = 0.015
+"""Learning rate beyond which AdamW is refused: rates of SGD are ten times its own."""
 
 SCHEDULES = ("cosine", "linear", "constant")
 BATCH_NORM = ("auto", "always", "never")
@@ -38,11 +45,14 @@ class Recovery:
     steps : int
         Fine-tune steps; 0 leaves the weights as they are.
     batch_size : int
-    lr : float
-        Peak learning rate of SGD with Nesterov momentum.
+    optimizer : {"adamw", "sgd"}
+        AdamW, or SGD with Nesterov momentum.
+    lr : float or None
+        Peak learning rate; None takes 0.0015 for AdamW and 0.02 for SGD.
     momentum : float
-    weight_decay : float
-        Not applied to biases and normalisation layers.
+        Of SGD.
+    weight_decay : float or None
+        Not applied to biases and normalisation layers; None takes 0.01 for AdamW and 5e-4 for SGD.
     schedule : {"cosine", "linear", "constant"}
         From the peak towards zero, after the warm-up.
     warmup : int
@@ -51,6 +61,9 @@ class Recovery:
         Weight of the distance to the dense model's outputs; the task's loss has the rest of 1.
     temperature : float
         Softens both distributions in classification.
+    features : float
+        Weight of the distance between the blocks' outputs and the dense model's (see `autorank.features`), which costs
+        a forward pass of the dense model at every step; 0 leaves them alone.
     grad_clip : float or None
         Largest norm of the gradient.
     batch_norm : {"auto", "always", "never"}
@@ -63,13 +76,15 @@ class Recovery:
 
     steps: int = 100
     batch_size: int = 128
-    lr: float = 0.02
+    optimizer: str = "adamw"
+    lr: float | None = None
     momentum: float = 0.9
-    weight_decay: float = 5e-4
+    weight_decay: float | None = None
     schedule: str = "cosine"
     warmup: int = 0
     distill: float = 0.9
     temperature: float = 4.0
+    features: float = 3.0
     grad_clip: float | None = 5.0
     batch_norm: str = "auto"
     calibration: int = 1024
@@ -82,9 +97,14 @@ class Recovery:
             if type(value) is not int or value < least:
                 raise _wrong(name, value, f"a whole number from {least}")
         real: dict[str, tuple[bool, str]] = {
-            "lr": (_real(self.lr) and self.lr > 0, "a number above 0"),
+            "lr": (self.lr is None or (_real(self.lr) and self.lr > 0), "a number above 0, or null"),
             "momentum": (_real(self.momentum) and 0 <= self.momentum < 1, "a number from 0 to below 1"),
-            "weight_decay": (_real(self.weight_decay) and self.weight_decay >= 0, "a number from 0"),
+            "weight_decay": (
+                self.weight_decay is None or (_real(self.weight_decay) and self.weight_decay >= 0),
+                "a number from 0, or null",
+            ),
+            "features": (_real(self.features) and self.features >= 0, "a number from 0"),
+            "optimizer": (self.optimizer in DEFAULTS, " or ".join(map(repr, DEFAULTS))),
             "distill": (_real(self.distill) and 0 <= self.distill <= 1, "a number from 0 to 1"),
             "temperature": (_real(self.temperature) and self.temperature > 0, "a number above 0"),
             "grad_clip": (
@@ -98,16 +118,31 @@ class Recovery:
         for name, (fine, allowed) in real.items():
             if not fine:
                 raise _wrong(name, getattr(self, name), allowed)
+        if self.optimizer == "adamw" and self.peak > ADAMW_MOST:
+            raise ConfigError(
+                f"recovery: lr {self.peak:g} is a rate for sgd and ruins a model under adamw, whose default is "
+                f"{DEFAULTS['adamw'][0]:g}; leave lr out, or name optimizer: sgd"
+            )
+
+    @property
+    def peak(self) -> float:
+        """The largest learning rate."""
+        return DEFAULTS[self.optimizer][0] if self.lr is None else self.lr
+
+    @property
+    def decay(self) -> float:
+        """The weight decay."""
+        return DEFAULTS[self.optimizer][1] if self.weight_decay is None else self.weight_decay
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step, counted from 0."""
         warmup = min(self.warmup, self.steps)
         if step < warmup:
-            return self.lr * (step + 1) / (warmup + 1)
+            return self.peak * (step + 1) / (warmup + 1)
         progress = (step - warmup) / max(self.steps - warmup, 1)
         if self.schedule == "cosine":
-            return self.lr * 0.5 * (1 + math.cos(math.pi * progress))
-        return self.lr * (1 - progress) if self.schedule == "linear" else self.lr
+            return self.peak * 0.5 * (1 + math.cos(math.pi * progress))
+        return self.peak * (1 - progress) if self.schedule == "linear" else self.peak
 
 
 class Proximal(Protocol):
@@ -170,11 +205,12 @@ def fine_tune(
     teacher: Teacher | None = None,
     proximal: Proximal | None = None,
 ) -> tuple[tuple[int, float], ...]:
-    """Fine-tune `model` in place by SGD; the result is a function of the seed, on a CPU bit by bit.
+    """Fine-tune `model` in place; the result is a function of the seed, on a CPU bit by bit.
 
     Weights of 16 bits are tuned in float32 and rounded at the end.
 
-    The loss is (1 − distill) · task.loss + distill · task.distill against the dense model's outputs, and `proximal`.
+    The loss is (1 − distill) · task.loss + distill · task.distill against the dense model's outputs, plus `features`
+    times the distance between the outputs of the blocks and the dense model's, and `proximal`.
 
     Parameters
     ----------
@@ -188,8 +224,8 @@ def fine_tune(
     teacher : Teacher, optional
         None computes the dense outputs as they are needed.
     proximal : Proximal, optional
-        Takes its own step after each step of SGD, at the rate lr / (1 − momentum) that momentum comes to; its gradient
-        is neither clipped nor remembered.
+        For SGD only. Takes its own step after each step of SGD, at the rate lr / (1 − momentum) that momentum comes to;
+        its gradient is neither clipped nor remembered.
 
     Returns
     -------
@@ -201,6 +237,8 @@ def fine_tune(
     TrialError
         If loss or weights are not finite, or the loss stays above ten times its start.
     """
+    if proximal is not None and recovery.optimizer != "sgd":
+        raise ConfigError("recovery: a proximal term needs the optimizer 'sgd', whose steps have a length")
     device = torch.device(device)
     model.to(device)
     if not recovery.steps or not any(p.requires_grad for p in model.parameters()):
@@ -208,12 +246,15 @@ def fine_tune(
         return ()
     guard = _Guard(recovery.steps, every=1 if device.type == "cpu" else 10)
     lesson = (teacher or Teacher(seed, recovery.batch_size)).lesson(task, recovery.batch_size, seed, device)
+    match = FeatureMatch(model, task.model().to(device).eval()) if recovery.features else None
     model.train()
     try:
         with seeded(derive(seed, 0xF17E), device), full_precision(model) as widen:
-            _train(model, task, recovery, seed, device, lesson, guard, widen, proximal)
+            _train(model, task, recovery, seed, device, lesson, guard, widen, proximal, match)
     finally:
         model.eval()
+        if match is not None:
+            match.close()
     for name, value in model.state_dict().items():
         if value.is_floating_point() and not bool(value.isfinite().all()):
             raise TrialError(f"the fine-tune diverged: {name} is not finite after {recovery.steps} steps")
@@ -230,10 +271,12 @@ def _train(
     guard: _Guard,
     widen: bool,
     proximal: Proximal | None,
+    match: FeatureMatch | None,
 ) -> None:
     """Take the steps; `widen` puts inputs, targets and the teacher's outputs in float32, where the model was put."""
-    groups = _parameter_groups(model, recovery.weight_decay)
-    optimizer = torch.optim.SGD(groups, lr=recovery.lr, momentum=recovery.momentum, nesterov=recovery.momentum > 0)
+    groups = _parameter_groups(model, recovery.decay)
+    optimizer = _optimizer(groups, recovery)
+    matched = match is not None and bool(match.places)
     half = _half_precision(recovery, device)
     scaler = torch.amp.GradScaler(device.type, enabled=half is torch.float16)
     same = widened if widen else lambda value: value
@@ -242,8 +285,15 @@ def _train(
             group["lr"] = recovery.rate(step)
         with torch.autocast(device.type, half, enabled=half is not None):
             outputs = model(*same(batch.inputs))
-            taught = same(lesson(step, batch)) if recovery.distill > 0 else None
+            if matched:
+                assert match is not None
+                taught = same(match.teach(batch.inputs))
+            else:
+                taught = same(lesson(step, batch)) if recovery.distill > 0 else None
             loss = _loss(task, recovery, outputs, same(batch.targets), taught)
+            if matched:
+                assert match is not None
+                loss = loss + recovery.features * match.loss()
         guard.see(loss if proximal is None else loss.detach() + proximal.value())
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(loss).backward()
@@ -255,6 +305,12 @@ def _train(
         if proximal is not None:
             proximal.step(recovery.rate(step) / (1 - recovery.momentum))
     guard.check()
+
+
+def _optimizer(groups: list[dict[str, Any]], recovery: Recovery) -> torch.optim.Optimizer:
+    if recovery.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=recovery.peak)
+    return torch.optim.SGD(groups, lr=recovery.peak, momentum=recovery.momentum, nesterov=recovery.momentum > 0)
 
 
 def _loss(task: Task, recovery: Recovery, outputs: Any, targets: Any, taught: Any) -> Tensor:

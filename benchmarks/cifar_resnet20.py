@@ -49,7 +49,7 @@ def main() -> None:
         executor=args.executor,
         device=args.device,
         seed=args.seed,
-        recovery={"steps": args.steps, "lr": 0.02},
+        recovery={"steps": args.steps},
         sweep_dir=str(args.sweep_dir or Path(scratch.name) / "sweep"),
     )
     print_result(result)

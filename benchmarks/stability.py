@@ -168,7 +168,7 @@ def main() -> None:
     for case in cases:
         # What a step may be depends on the sensitivity: one rate could be right for one fit and wrong for the other.
         for lr in (0.01,) if args.quick else (0.02, 0.005):
-            recovery = Recovery(steps=args.steps, batch_size=batch, lr=lr, distill=0.0)
+            recovery = Recovery(steps=args.steps, batch_size=batch, optimizer="sgd", lr=lr, distill=0.0, features=0.0)
             row = compare_tuning(case, model, model_profile, task, specs, 0.5, recovery)
             print(
                 f"{row['format']:<14}{row['share']:>6.2f}{row['lr']:>8.3f}{row['plain_before']:>10.2f}{row['stable_before']:>10.2f}"

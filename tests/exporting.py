@@ -98,7 +98,7 @@ def of_task(task: Task, choices: dict[str, Choice], inputs: tuple[Tensor, ...]) 
     header = SweepHeader(
         sweep_id="sweep-of-a-test",
         created=1.7e9,
-        config={"model": "python:tests.models:TinyConv", "trials": 40, "recovery": {"steps": 20, "lr": 0.02}},
+        config={"model": "python:tests.models:TinyConv", "trials": 40, "recovery": {"steps": 20, "lr": 0.002}},
         metric=task.metric_name,
         direction=task.direction,
         objectives=(Objective("score", task.direction), Objective("macs_kept", "min")),

@@ -31,7 +31,7 @@ def runner(tmp_path: Path) -> TrialRunner:
         "version": 1,
         "defaults": {"formats": ["channel_svd", "tucker2"], "whiten": ["none"], "ranks": {"macs_kept": [0.3, 0.6]}},
     }
-    settings = {"space": space, "recovery": {"steps": 3, "batch_size": 16, "calibration": 32, "lr": 0.05}}
+    settings = {"space": space, "recovery": {"steps": 3, "batch_size": 16, "calibration": 32, "lr": 0.01}}
     config = make_config({**settings, "strategy": "random", "executor": "inline"})
     return TrialRunner(prepare(task(), config, tmp_path, Silent()).context)
 

@@ -21,7 +21,7 @@ from autorank.tasks import ClassificationTask, CustomTask, Task, load_task
 from autorank.types import Choice, Plan
 
 PLAN = Plan.of({"3": Choice("tucker2", (3, 3)), "8": Choice("channel_svd", (3,))})
-FEW = Recovery(steps=40, batch_size=64, lr=0.05, distill=0.0)
+FEW = Recovery(steps=40, batch_size=64, optimizer="sgd", lr=0.05, distill=0.0)
 
 
 def network() -> nn.Module:
@@ -44,7 +44,7 @@ def digits() -> Task:
     torch.manual_seed(0)
     raw = load_task(model="python:tests.test_pulling:network", data="digits", data_args={"augment": "none"})
     model = raw.model()
-    fine_tune(model, raw, Recovery(steps=120, batch_size=64, lr=0.1, distill=0.0), seed=0)
+    fine_tune(model, raw, Recovery(steps=120, batch_size=64, optimizer="sgd", lr=0.1, distill=0.0), seed=0)
     return raw.with_model(model)
 
 
@@ -121,6 +121,7 @@ def test_training_settles_where_the_closed_form_says(pull, momentum):
     recovery = Recovery(
         steps=300,
         batch_size=64,
+        optimizer="sgd",
         lr=0.2 * (1 - momentum),
         momentum=momentum,
         weight_decay=0.0,

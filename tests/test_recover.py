@@ -17,8 +17,11 @@ from torch.utils.data import Dataset
 
 from autorank.errors import ConfigError, TrialError
 from autorank.evaluate import evaluate
+from autorank.features import FeatureMatch
+from autorank.plan import apply
 from autorank.recover import Recovery, Teacher, fine_tune, reestimate_batch_norm
 from autorank.tasks import ClassificationTask, CustomTask, Task, load_task
+from autorank.types import Choice, Plan
 from tests.tasks import nets
 
 
@@ -32,7 +35,7 @@ def digits() -> Task:
         data_args={"augment": "flip+crop"},
     )
     model = raw.model()
-    fine_tune(model, raw, Recovery(steps=250, batch_size=64, lr=0.1, distill=0.0), seed=0)
+    fine_tune(model, raw, Recovery(steps=250, batch_size=64, optimizer="sgd", lr=0.1, distill=0.0), seed=0)
     assert evaluate(model, raw, "validation").score > 70
     return raw.with_model(model)
 
@@ -50,7 +53,7 @@ def equal(a: nn.Module, b: nn.Module) -> bool:
     return all(torch.equal(x, b.state_dict()[name]) for name, x in a.state_dict().items())
 
 
-FEW = Recovery(steps=12, batch_size=64, lr=0.05)
+FEW = Recovery(steps=12, batch_size=64, optimizer="sgd", lr=0.05, features=0.0)
 
 
 # Batch norm
@@ -144,7 +147,16 @@ def test_one_step_is_the_one_of_the_textbook():
     x, t = nets.vectors(8)
     task = ClassificationTask(nets.linear(), train=(x, t), validation=(x, t))
     recovery = Recovery(
-        steps=2, batch_size=8, lr=0.5, momentum=0.9, weight_decay=0.1, distill=0.0, grad_clip=0.2, schedule="linear"
+        steps=2,
+        batch_size=8,
+        optimizer="sgd",
+        features=0.0,
+        lr=0.5,
+        momentum=0.9,
+        weight_decay=0.1,
+        distill=0.0,
+        grad_clip=0.2,
+        schedule="linear",
     )
     model = task.model()
     fine_tune(model, task, recovery, seed=0)
@@ -174,7 +186,7 @@ def test_one_step_is_the_one_of_the_textbook():
     ],
 )
 def test_schedules(schedule, expected):
-    recovery = Recovery(steps=8, lr=1.0, warmup=3, schedule=schedule)
+    recovery = Recovery(steps=8, optimizer="sgd", lr=1.0, warmup=3, schedule=schedule)
     assert [recovery.rate(step) for step in range(8)] == pytest.approx(expected)
 
 
@@ -184,7 +196,7 @@ def test_the_loss_mixes_targets_and_teacher():
     task = ClassificationTask(dense, train=(x, t), validation=(x, t))
     model = nn.Linear(4, 3)
     start = copy.deepcopy(model)
-    recovery = Recovery(steps=1, batch_size=16, distill=0.3, temperature=2.0)
+    recovery = Recovery(steps=1, batch_size=16, features=0.0, distill=0.3, temperature=2.0)
     ((_, loss),) = fine_tune(model, task, recovery, 0)
     p, q = (dense(x) / 2).softmax(1), (start(x) / 2).softmax(1)
     expected = 0.7 * F.cross_entropy(start(x), t) + 0.3 * 4 * (p * (p / q).log()).sum(1).mean()
@@ -225,7 +237,9 @@ def test_weights_of_16_bits_are_tuned_in_32(dtype, distill):
     wide = copy.deepcopy(narrow).float()
     task = ClassificationTask(narrow, train=(x.to(dtype), t), validation=(x.to(dtype), t))
     wide_task = ClassificationTask(wide, train=(x.to(dtype).float(), t), validation=(x, t))
-    recovery = Recovery(steps=30, lr=1e-4, batch_size=20, distill=distill, weight_decay=0.0)
+    recovery = Recovery(
+        steps=30, optimizer="sgd", lr=1e-4, features=0.0, batch_size=20, distill=distill, weight_decay=0.0
+    )
     model, reference = task.model(), wide_task.model()
     objects = [(id(p), p.dtype) for p in model.parameters()]
     fine_tune(model, task, recovery, 0)
@@ -267,7 +281,15 @@ def test_a_loss_that_stays_high_is_divergence():
     x = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
     task = CustomTask(nn.Linear(4, 1), train=(x, x[:, :1]), loss=F.mse_loss, validation=(x, x[:, :1]))
     recovery = Recovery(
-        steps=80, batch_size=64, lr=1.5, distill=0.0, grad_clip=1000.0, schedule="constant", momentum=0.0
+        steps=80,
+        batch_size=64,
+        optimizer="sgd",
+        features=0.0,
+        lr=1.5,
+        distill=0.0,
+        grad_clip=1000.0,
+        schedule="constant",
+        momentum=0.0,
     )
     model = task.model()
     with pytest.raises(TrialError, match="the fine-tune diverged"):
@@ -430,6 +452,8 @@ def test_a_path_that_cannot_be_written(digits, tmp_path):
         ("batch_size", 0, "a whole number from 1"),
         ("warmup", -1, "a whole number from 0"),
         ("calibration", 0, "a whole number from 1"),
+        ("optimizer", "adam", "'adamw' or 'sgd'"),
+        ("features", -1, "a number from 0"),
         ("lr", 0, "a number above 0"),
         ("lr", float("nan"), "a number above 0"),
         ("momentum", 1.0, "from 0 to below 1"),
@@ -448,3 +472,28 @@ def test_wrong_settings(field, value, allowed):
     assert str(caught.value).startswith(f"recovery: {field} must be ")
     assert allowed in str(caught.value)
     assert repr(value) in str(caught.value)
+
+
+def test_rates_of_sgd_are_refused_for_adamw():
+    with pytest.raises(ConfigError, match=r"lr 0.02 is a rate for sgd and ruins a model under adamw, whose default is"):
+        Recovery(lr=0.02)
+    assert Recovery(lr=0.02, optimizer="sgd").peak == 0.02
+    assert (Recovery().peak, Recovery(optimizer="sgd").peak) == (0.0015, 0.02)
+
+
+def test_matched_features_bring_the_blocks_nearer_to_the_dense_ones(digits):
+    dense = digits.model().eval()
+    layers = [name for name, module in dense.named_modules() if isinstance(module, nn.Conv2d)][1:]
+    plan = Plan.of({name: Choice("channel_svd", (4,)) for name in layers})
+    batch = next(iter(digits.batches("validation", 128)))
+    distance = {}
+    for features in (0.0, 10.0):
+        model, _ = apply(dense, plan)
+        fine_tune(model, digits, Recovery(steps=25, batch_size=64, features=features), seed=0)
+        match = FeatureMatch(model, dense)
+        with torch.no_grad():
+            match.teach(batch.inputs)
+            model(*batch.inputs)
+            distance[features] = float(match.loss())
+        match.close()
+    assert distance[10.0] < 0.9 * distance[0.0]

@@ -53,7 +53,7 @@ HEADER = SweepHeader(
         "tracking_uri": "https://me:secret@mlflow.example/",
         "space": {"rules": [{"match": "a|b"}]},
         "max_time": None,
-        "recovery": {"lr": 0.02},
+        "recovery": {"lr": 0.002},
     },
     metric="accuracy",
     direction="max",
