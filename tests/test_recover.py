@@ -22,6 +22,7 @@ from autorank.plan import apply
 from autorank.recover import Recovery, Teacher, fine_tune, reestimate_batch_norm
 from autorank.tasks import ClassificationTask, CustomTask, Task, load_task
 from autorank.types import Choice, Plan
+from tests import tiny
 from tests.tasks import nets
 
 
@@ -481,19 +482,19 @@ def test_rates_of_sgd_are_refused_for_adamw():
     assert (Recovery().peak, Recovery(optimizer="sgd").peak) == (0.0015, 0.02)
 
 
-def test_matched_features_bring_the_blocks_nearer_to_the_dense_ones(digits):
-    dense = digits.model().eval()
-    layers = [name for name, module in dense.named_modules() if isinstance(module, nn.Conv2d)][1:]
-    plan = Plan.of({name: Choice("channel_svd", (4,)) for name in layers})
-    batch = next(iter(digits.batches("validation", 128)))
+def test_matched_features_bring_the_blocks_nearer_to_the_dense_ones():
+    task = tiny.task()
+    dense = task.model().eval()
+    plan = Plan.of({"3": Choice("channel_svd", (3,)), "5": Choice("channel_svd", (2,))})
+    batch = next(iter(task.batches("validation", 64)))
     distance = {}
     for features in (0.0, 10.0):
         model, _ = apply(dense, plan)
-        fine_tune(model, digits, Recovery(steps=25, batch_size=64, features=features), seed=0)
+        fine_tune(model, task, Recovery(steps=40, batch_size=32, features=features), seed=0)
         match = FeatureMatch(model, dense)
         with torch.no_grad():
             match.teach(batch.inputs)
             model(*batch.inputs)
             distance[features] = float(match.loss())
         match.close()
-    assert distance[10.0] < 0.9 * distance[0.0]
+    assert 0 < distance[10.0] < 0.9 * distance[0.0]
