@@ -28,9 +28,9 @@ class Setting:
 def setting(task: str, level: str, steps: int | None = None) -> Setting:
     """Return the fine-tune of a level; `steps` replaces its number of steps (not at level none)."""
     if task == "digits":
-        recovery: dict[str, Any] = {"steps": 60, "lr": 0.01, "batch_size": 64, "calibration": 1024}
+        recovery: dict[str, Any] = {"steps": 60, "batch_size": 64, "calibration": 1024}
     else:
-        recovery = {"steps": 50, "lr": 0.02, "batch_size": 128, "calibration": 512}
+        recovery = {"steps": 50, "batch_size": 128, "calibration": 512}
     if level == "none":
         return Setting({**recovery, "steps": 0}, 512)
     return Setting({**recovery, "steps": steps or recovery["steps"]}, 512)
