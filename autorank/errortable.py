@@ -95,18 +95,24 @@ def candidate_errors(
     ranked = [family for layer in layers for family in families(layer)]
     share = max(1, processes)
     chosen = ranked if budget_s is None else thinned(ranked, budget_s * share)
-    units = [unit for family in chosen for unit in _units(family)]
-    total = sum(len(unit.choices) for unit in units)
+    total = sum(len(family.candidates) for family in chosen)
+    cache = FitCache(cache_dir)
+    units = [
+        left for family in chosen for unit in _units(family) if (left := _missing(unit, cache, weights, given, seed))
+    ]
     own = [unit for unit in units if _travels(unit, weights)]
     seconds = sum(unit.seconds for unit in units)
     spawns = cache_dir is not None and share > 1 and sum(unit.seconds for unit in own) >= SPAWN_FROM_S
-    _announce(reporter, seconds / (share if spawns else 1), total, sum(len(family.candidates) for family in ranked))
+    fits = sum(len(unit.choices) for unit in units)
+    _announce(
+        reporter, seconds / (share if spawns else 1), fits, sum(len(family.candidates) for family in ranked) - total
+    )
 
     reporter.step(_WHAT, 0, total)
-    ahead = 0
+    found = ahead = total - fits
     if spawns:
         assert cache_dir is not None
-        ahead = fit_ahead(
+        ahead += fit_ahead(
             own,
             weights,
             given,
@@ -114,9 +120,9 @@ def candidate_errors(
             seed,
             processes=share,
             threads=threads,
-            progress=lambda fits: reporter.step(_WHAT, min(fits, total - 1), total),
+            progress=lambda made: reporter.step(_WHAT, min(found + made, total - 1), total),
         )
-    cache, table, done = FitCache(cache_dir), Table(), 0
+    table, done = Table(), 0
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -157,12 +163,27 @@ def _units(family: Family) -> list[Unit]:
     return [Unit(family.spec, (c.choice,), s) for c, s in zip(family.candidates, family.each, strict=True)]
 
 
-def _announce(reporter: Reporter, seconds: float, fits: int, candidates: int) -> None:
+def _missing(
+    unit: Unit, cache: FitCache, weights: Mapping[str, Tensor], stats: Mapping[str, LayerStats], seed: int
+) -> Unit | None:
+    """Return what of a unit is still to be fitted; None when nothing is."""
+    spec, fmt = unit.spec, formats.get(unit.choices[0].format)
+    left = tuple(
+        choice
+        for choice in unit.choices
+        if not cache.holds(fmt, weights[spec.name], spec, choice, stats.get(spec.name), seed)
+    )
+    if not left:
+        return None
+    return Unit(spec, left, unit.seconds * (1 if fmt.nested else len(left) / len(unit.choices)))
+
+
+def _announce(reporter: Reporter, seconds: float, fits: int, rest: int) -> None:
     if seconds < TELL_FROM_S:
         return
     minutes = f"{seconds / 60:.0f} min" if seconds >= 90 else f"{10 * round(seconds / 10)} s"
-    rest = f"; the errors of {candidates - fits} more are interpolated" if candidates > fits else ""
-    reporter.say(f"layer errors: {fits} fits, which the trials will use again, may take about {minutes}{rest}")
+    more = f"; the errors of {rest} more are interpolated" if rest else ""
+    reporter.say(f"layer errors: {fits} fits, which the trials will use again, may take about {minutes}{more}")
 
 
 def interpolated(family: Family, fitted: Family, table: Mapping[tuple[str, Choice], Errors]) -> Table:

@@ -82,6 +82,13 @@ class FitCache:
         self._write(key, {k: v.detach().cpu().contiguous().clone() for k, v in factors.items()}, info)
         return factors, {**info, "hit": False}
 
+    def holds(
+        self, fmt: Format, weight: Tensor, spec: LayerSpec, choice: Choice, stats: LayerStats | None, seed: int
+    ) -> bool:
+        """Say whether `get_or_fit` will find a fit, unless its file is damaged; arguments as there."""
+        key = self._key(fmt, weight, spec, choice, stats, seed)
+        return key in self._memory or (self.directory is not None and self._path(self.directory, key).is_file())
+
     def _key(
         self, fmt: Format, weight: Tensor, spec: LayerSpec, choice: Choice, stats: LayerStats | None, seed: int
     ) -> str:

@@ -392,6 +392,25 @@ def test_a_budget_bounds_the_fits_and_is_told(
     assert list(table) == list(whole)
 
 
+@pytest.mark.usefixtures("spawning")
+def test_only_what_is_not_there_yet_is_announced_and_fitted(
+    model: nn.Module, images: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(errortable, "TELL_FROM_S", 0.01)
+    few = space_of(model, images[:1], ["cp"], "none", (0.3,))
+    more = space_of(model, images[:1], ["cp"], "none", (0.3, 0.6))
+    first, told = Told(), Told()
+    candidate_errors(model, few.layers, None, tmp_path, 0, first)
+    fits = len(list(tmp_path.iterdir()))
+    whole = candidate_errors(model, more.layers, None, tmp_path, 0, told, 2)
+    assert told.lines[0].startswith(f"layer errors: {len(whole) - fits} fits")
+    counts = [done for _, done, _ in told.steps]
+    assert counts == sorted(counts)
+    again = Told()
+    assert candidate_errors(model, more.layers, None, tmp_path, 0, again, 2) == whole
+    assert again.lines == []
+
+
 def test_a_table_comes_back_from_json(
     model: nn.Module, space: SearchSpace, stats: dict[str, LayerStats], tmp_path: Path
 ) -> None:
