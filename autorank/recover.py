@@ -24,7 +24,7 @@ from autorank.teacher import Lesson, Teacher
 
 __all__ = ["Proximal", "Recovery", "Teacher", "fine_tune", "reestimate_batch_norm"]
 
-DEFAULTS = {"adamw": (0.0015, 0.01), "sgd": (0.02, 5e-4)}
+DEFAULTS = {"sgd": (0.02, 5e-4), "adamw": (0.0015, 0.01)}
 """Optimizer → learning rate and weight decay that serve where none is given."""
 
 ADAMW_MOST = 0.015
@@ -45,14 +45,14 @@ class Recovery:
     steps : int
         Fine-tune steps; 0 leaves the weights as they are.
     batch_size : int
-    optimizer : {"adamw", "sgd"}
-        AdamW, or SGD with Nesterov momentum.
+    optimizer : {"sgd", "adamw"}
+        SGD with Nesterov momentum, or AdamW.
     lr : float or None
-        Peak learning rate; None takes 0.0015 for AdamW and 0.02 for SGD.
+        Peak learning rate; None takes 0.02 for SGD and 0.0015 for AdamW.
     momentum : float
         Of SGD.
     weight_decay : float or None
-        Not applied to biases and normalisation layers; None takes 0.01 for AdamW and 5e-4 for SGD.
+        Not applied to biases and normalisation layers; None takes 5e-4 for SGD and 0.01 for AdamW.
     schedule : {"cosine", "linear", "constant"}
         From the peak towards zero, after the warm-up.
     warmup : int
@@ -76,7 +76,7 @@ class Recovery:
 
     steps: int = 100
     batch_size: int = 128
-    optimizer: str = "adamw"
+    optimizer: str = "sgd"
     lr: float | None = None
     momentum: float = 0.9
     weight_decay: float | None = None

@@ -453,7 +453,7 @@ def test_a_path_that_cannot_be_written(digits, tmp_path):
         ("batch_size", 0, "a whole number from 1"),
         ("warmup", -1, "a whole number from 0"),
         ("calibration", 0, "a whole number from 1"),
-        ("optimizer", "adam", "'adamw' or 'sgd'"),
+        ("optimizer", "adam", "'sgd' or 'adamw'"),
         ("features", -1, "a number from 0"),
         ("lr", 0, "a number above 0"),
         ("lr", float("nan"), "a number above 0"),
@@ -477,9 +477,9 @@ def test_wrong_settings(field, value, allowed):
 
 def test_rates_of_sgd_are_refused_for_adamw():
     with pytest.raises(ConfigError, match=r"lr 0.02 is a rate for sgd and ruins a model under adamw, whose default is"):
-        Recovery(lr=0.02)
-    assert Recovery(lr=0.02, optimizer="sgd").peak == 0.02
-    assert (Recovery().peak, Recovery(optimizer="sgd").peak) == (0.0015, 0.02)
+        Recovery(lr=0.02, optimizer="adamw")
+    assert Recovery(lr=0.02).peak == 0.02
+    assert (Recovery().peak, Recovery(optimizer="adamw").peak) == (0.02, 0.0015)
 
 
 def test_matched_features_bring_the_blocks_nearer_to_the_dense_ones():
