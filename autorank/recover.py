@@ -66,6 +66,10 @@ class Recovery:
         a forward pass of the dense model at every step; 0 leaves them alone.
     grad_clip : float or None
         Largest norm of the gradient.
+    in_order : bool
+        Fit the layers of a plan one after the other, each to the dense outputs given what the layers before it now hand
+        over (see `autorank.sequential`): a better start, and most of all for harsh plans, at the price of fits that
+        are each plan's own. Probes and trials that start from trained weights are fitted layer by layer on their own.
     batch_norm : {"auto", "always", "never"}
         Whether batch-norm statistics are re-estimated; "auto" keeps the new ones where they lower the validation loss.
     calibration : int
@@ -86,6 +90,7 @@ class Recovery:
     temperature: float = 4.0
     features: float = 3.0
     grad_clip: float | None = 5.0
+    in_order: bool = False
     batch_norm: str = "auto"
     calibration: int = 1024
     amp: bool = True
@@ -114,6 +119,7 @@ class Recovery:
             "schedule": (self.schedule in SCHEDULES, " or ".join(map(repr, SCHEDULES))),
             "batch_norm": (self.batch_norm in BATCH_NORM, " or ".join(map(repr, BATCH_NORM))),
             "amp": (type(self.amp) is bool, "true or false"),
+            "in_order": (type(self.in_order) is bool, "true or false"),
         }
         for name, (fine, allowed) in real.items():
             if not fine:

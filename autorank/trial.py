@@ -25,6 +25,7 @@ from autorank.plan import apply, build, undecomposed
 from autorank.pulling import decomposed_kernels, squared_distances, train_with_pull
 from autorank.recover import Recovery, Teacher, fine_tune, reestimate_batch_norm
 from autorank.schedule import Job
+from autorank.sequential import apply_in_order
 from autorank.solvers import whitening
 from autorank.solvers.vbmf import spectrum
 from autorank.space import predicted_latency
@@ -43,6 +44,8 @@ from autorank.types import (
 
 MODELS = "models"
 BATCH_NORM_BATCH = 128
+IN_ORDER_EXAMPLES = 512
+"""Training examples to whose dense outputs layers are fitted in order."""
 
 
 @dataclass(frozen=True)
@@ -179,11 +182,16 @@ class TrialRunner:
         context = self.context
         origin, trained, curve = self._start(job, clock)
         with clock("fit"):
-            # Weights that were trained in the sweep are fitted once; only fits of the dense model's come back.
-            cache = self._cache if origin is self._dense else None
-            model, layers = apply(
-                origin, job.plan, specs=context.specs, stats=self._statistics(), cache=cache, trained=trained
-            )
+            if context.recovery.in_order and origin is self._dense and not job.probe and job.plan.layers:
+                examples = context.task.calibration_batches(IN_ORDER_EXAMPLES, 64, context.device)
+                batches = [batch.inputs for batch in examples]
+                model, layers = apply_in_order(origin, job.plan, batches, specs=context.specs, stats=self._statistics())
+            else:
+                # Weights that were trained in the sweep are fitted once; only fits of the dense model's come back.
+                cache = self._cache if origin is self._dense else None
+                model, layers = apply(
+                    origin, job.plan, specs=context.specs, stats=self._statistics(), cache=cache, trained=trained
+                )
         cost, layers = self._measure(model, layers, clock)
         kept = cost.kept(self.context.dense_cost)
         with clock("evaluate"):

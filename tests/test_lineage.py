@@ -151,3 +151,21 @@ def test_probes_without_training_keep_no_weights(runner: TrialRunner) -> None:
     assert not list((runner.context.directory / MODELS).glob("*"))
     runner.run(Job(1, Plan.of({"3": TUCKER}), Fidelity(0)))
     assert len(list((runner.context.directory / MODELS).glob("*"))) == 1
+
+
+def test_layers_fitted_in_order_come_nearer_to_the_dense_outputs(runner: TrialRunner) -> None:
+    plan = Plan.of({"3": Choice("channel_svd", (3,)), "5": Choice("channel_svd", (2,))})
+    job, context = Job(0, plan, Fidelity(0, False)), runner.context
+    ordered = TrialRunner(replace(context, recovery=replace(context.recovery, in_order=True)))
+    dense, found = context.task.model().eval(), []
+    for each in (runner, ordered):
+        record = each.run(job)
+        assert record.status == "complete", record.reason
+        inputs = torch.cat([batch.inputs[0] for batch in context.task.calibration_batches(512)])
+        with torch.no_grad():  # up to the last layer that is decomposed
+            found.append(float((each.model(job)[:6](inputs) - dense[:6](inputs)).square().mean()))
+        shutil.rmtree(context.directory / MODELS)
+    assert found[1] < found[0]
+    assert essence(ordered.run(job)) == essence(ordered.run(job))
+    probe = replace(job, probe=True)
+    assert ordered.run(probe).layers == runner.run(probe).layers, "probes are fitted layer by layer"
