@@ -133,7 +133,8 @@ def search(
     directory = _sweep_directory(base.resolve(), name, how.recovery["steps"], shown, seed)
     chosen = "given" if peer else strategy
     processor = _processor_seconds()
-    Given.plans = tuple(Plan.from_json(row["plan"]) for row in peer)
+    # A peer may give one answer to several budgets.
+    Given.plans = tuple(dict.fromkeys(Plan.from_json(row["plan"]) for row in peer))
     before = {
         # AIMET scores its candidates once for all budgets; each budget then takes a little more.
         "evaluations": max((row.get("evaluations_of_scores", 0) for row in peer), default=0),
@@ -145,7 +146,7 @@ def search(
             task,
             space=space,
             strategy={"name": chosen, "options": options or {}},
-            trials=len(peer) + 1 if peer else trials,
+            trials=len(Given.plans) + 1 if peer else trials,
             seed=seed,
             executor="inline",
             tracking=False,
@@ -169,7 +170,7 @@ def search(
         "needs": sorted(strategies.get(chosen).needs),
         "options": options or {},
         "seed": seed,
-        "trials": len(peer) or trials,
+        "trials": len(Given.plans) if peer else trials,
         "space": space,
         "lookahead": lookahead,
         "validation": task.size("validation"),
