@@ -25,7 +25,7 @@ from typing import Any
 
 from harness import arguments, finish
 
-QUICK = {"strategies": "uniform,nsga2", "seeds": "0", "trials": 12}
+QUICK = {"strategies": "uniform,nsga2", "seeds": "0", "trials": 10, "space": "small"}
 
 
 def options_of(text: str) -> dict[str, Any]:
