@@ -78,6 +78,7 @@ class SweepConfig(_Section):
     latency: LatencyConfig = LatencyConfig()
     calibration: int = Field(512, ge=1)
     max_drop: float | None = Field(None, ge=0)
+    predictions: Literal["curvature", "measured"] = "curvature"
     reuse: str | None = None
 
     @field_validator("max_time", mode="before")

@@ -35,8 +35,9 @@ from autorank.types import Choice, Evaluation, LayerSpec, ModelProfile, SweepHea
 
 # Seconds of measuring per layer in the table that predicts latencies: hundreds of candidates must not take minutes.
 LAYER_SECONDS = 0.05
-# A pass with gradients keeps all activations of its batch.
+# A pass with gradients keeps all activations of its batch, and so does one that is replayed.
 GRADIENT_BATCH = 32
+MEASURED_BATCH = 64
 Latencies = Mapping[tuple[str, Choice | None], float]
 
 
@@ -131,6 +132,10 @@ def prepare(
             seed=config.seed,
             processes=default_workers(device, config.threads),
             threads=config.threads,
+            measured_on=list(task.calibration_batches(config.calibration, MEASURED_BATCH, device))
+            if config.predictions == "measured"
+            else (),
+            task=task,
         )
         dense = before.dense if before is not None else _dense(model, task, device, reporter)
         recovery = config.recovery

@@ -202,12 +202,14 @@ def search(
         Show a progress bar on standard error.
     **settings
         space : str or mapping, a shipped name, a YAML file, or what it would hold ("default");
-        strategy : name, or {"name": …, "options": {…}} ("tpe");
+        strategy : name, or {"name": …, "options": {…}} ("auto");
         trials : int (40); max_time : seconds or text such as "30m"; seed : int (0);
         objectives : two or three names ("score,macs"); constraints : texts such as "macs_kept<=0.5";
         recovery : the fine-tune, a mapping of `autorank.recover.Recovery`'s fields (steps 100, lr 0.02, …);
         pruning : {"patience": 3, "margin": 2.0}; latency : {"batch": 1, "threads": 1};
-        calibration : examples for layer statistics (512); max_drop : score that the recommended point may lose;
+        calibration : examples for layer statistics (512); predictions : "curvature", or "measured" (slower);
+        reuse : directory of an earlier sweep whose trials are not run again;
+        max_drop : score that the recommended point may lose;
         device : "auto", "cpu", "cuda"; executor : "ray" or "inline"; workers, threads : int;
         sweep_dir : path; tracking_uri, experiment : where MLflow's runs go; tracking : False for none.
         Without a task also model, weights, data, model_args, data_args and validation.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,12 @@ import pytest
 import torch
 
 import autorank
-from autorank import strategies
+from autorank import errortable, strategies
 from autorank.errors import EmptyFrontError
 from autorank.journal import FILE_NAME, read
+from autorank.plan import apply
+from autorank.solvers import whitening
+from autorank.types import Plan
 from tests.tiny import network, task
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -98,3 +103,27 @@ def test_a_loss_without_gradients_leaves_predictions_to_the_errors_of_outputs(tm
     result = autorank.search(lost, **settings("knapsack", space=space), sweep_dir=tmp_path / "sweep")
     assert result.points
     assert all(layer.loss_increase is None for layer in result.records[0].layers)
+
+
+def test_the_rise_of_the_loss_can_be_measured_instead_of_predicted(tmp_path: Path) -> None:
+    tables = {}
+    for predictions in ("curvature", "measured"):
+        directory = tmp_path / predictions
+        result = autorank.search(task(), **settings("knapsack", predictions=predictions), sweep_dir=directory)
+        assert result.points
+        tables[predictions] = errortable.from_json(json.loads(next(directory.glob("errors-*.json")).read_text()))
+    predicted, measured = tables["curvature"], tables["measured"]
+    assert {key: replace(e, loss=None) for key, e in predicted.items()} == {
+        key: replace(e, loss=None) for key, e in measured.items()
+    }
+    given = task()
+    batches = list(given.calibration_batches(32))
+    dense = given.model().eval()
+    name, choice = max(measured, key=lambda key: measured[key].loss or 0.0)
+    stats = whitening.load(next((tmp_path / "measured" / "cache").glob("stats-*.safetensors")))
+    changed, _ = apply(dense, Plan.of({name: choice}), stats=stats)
+    with torch.no_grad():
+        rises = [float(given.distill(changed.eval()(*b.inputs), dense(*b.inputs), 1.0)) * len(b) for b in batches]
+        start = [float(given.distill(dense(*b.inputs), dense(*b.inputs), 1.0)) * len(b) for b in batches]
+    expected = (sum(rises) - sum(start)) / sum(map(len, batches))
+    assert measured[name, choice].loss == pytest.approx(expected, rel=1e-3, abs=1e-7)
