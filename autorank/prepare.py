@@ -106,6 +106,9 @@ def prepare(
     profile = profile_model(model, task.example_inputs, device)
     space = build_space(file, profile)
     reporter.step("profile", 1, 1)
+    if not any(c.name == "latency_kept" for c in constraints) and not any(o.name == "latency_kept" for o in objectives):
+        # A bound that no plan meets is refused before anything takes long.
+        strategies.make("random", space, objectives, constraints)
 
     latencies: Latencies = {}
     needs_latency = any(o.name == "latency_kept" for o in objectives) or any(

@@ -68,7 +68,7 @@ def statistics_in(directory: Path) -> Path:
 
 
 def prepared(directory: Path, wanted: dict[str, Any], listener: Listener | None = None, **more: Any) -> Path | None:
-    config = make_config({**SETTINGS, "space": wanted, "device": "cpu", **more})
+    config = make_config({**SETTINGS, "strategy": "random", "space": wanted, "device": "cpu", **more})
     return prepare.prepare(task(), config, directory, listener or Listener()).context.stats_file
 
 

@@ -125,7 +125,7 @@ def row(report: str, first: str) -> list[str]:
         ("Latency", ["2 ms ± 0.04", "1.5 ms ± 0.05", "75.0% kept"]),
         ("`model.safetensors`", ["10,240", ""]),
         ("seed of the plan", ["5"]),
-        ("recovery.lr", ["0.02"]),
+        ("recovery.lr", ["0.002"]),
         ("train.sha256", ["abc123"]),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

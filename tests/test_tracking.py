@@ -155,6 +155,8 @@ def test_metrics_of_the_trials(written):
                 "output_error_max": max(layer.output_error for layer in record.layers),
                 "sensitivity_max": max(layer.sensitivity for layer in record.layers),
             }
+            rises = [layer.loss_increase for layer in record.layers if layer.loss_increase is not None]
+            expected |= {"loss_increase_max": max(rises)} if rises else {}
         if record.curve:
             expected["tune_loss"] = record.curve[-1][1]
         for name in ("test_score", "latency_ms", "latency_spread_ms", "latency_kept_measured", "slower_layers"):

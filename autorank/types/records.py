@@ -59,12 +59,12 @@ class LayerResult:
     sensitivity : float or None
         Expected squared error of the weight under noise of variance one on every entry of the factors; None in
         records of versions that did not report it.
-    loss_increase : float or None
-        Predicted rise of the loss, ½·tr(GΔΣΔᵀ); None without gradient statistics.
     macs, params : int
         Cost of the decomposed layer; macs_dense, params_dense those of the dense one.
     latency_ms, latency_dense_ms : float or None
         Measured time of the layer alone, when latency was asked for.
+    loss_increase : float or None
+        Predicted rise of the loss, ½·tr(GΔΣΔᵀ); None without gradient statistics.
     """
 
     name: str
@@ -76,9 +76,9 @@ class LayerResult:
     params_dense: int
     output_error: float | None = None
     sensitivity: float | None = None
-    loss_increase: float | None = None
     latency_ms: float | None = None
     latency_dense_ms: float | None = None
+    loss_increase: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

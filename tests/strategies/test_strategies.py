@@ -12,7 +12,15 @@ from autorank.errors import ConfigError
 from autorank.space import Candidate, LayerCandidates, SearchSpace
 from autorank.strategies import WAIT, Option, Strategy, Wait
 from autorank.strategies.catalog import Catalog
-from autorank.testing.strategies import THREE, TWO, made_up_record, made_up_space, run
+from autorank.testing.strategies import (
+    MADE_UP_DENSE,
+    MADE_UP_FULL,
+    THREE,
+    TWO,
+    made_up_record,
+    made_up_space,
+    run,
+)
 from autorank.types import CallSize, Choice, Constraint, Cost, LayerCost, LayerSpec, Objective, Plan, Proposal
 
 
@@ -77,10 +85,11 @@ def test_constraints_that_contradict_each_other():
         strategies.make("random", space, TWO, both)
 
 
-@pytest.mark.parametrize("name", strategies.names())
+@pytest.mark.parametrize("name", [n for n in strategies.names() if n not in ("vbmf", "multi-stage")])
 def test_first_plans_cover_the_cost_axis(name):
     space = made_up_space(20)
-    kept = sorted(r.kept["macs_kept"] for r in run(strategies.make(name, space, TWO), space, 40))
+    records = run(strategies.make(name, space, TWO, dense=MADE_UP_DENSE, fidelity=MADE_UP_FULL), space, 40)
+    kept = sorted(r.kept["macs_kept"] for r in records if not r.probe)
     assert kept[0] < 0.25
     assert kept[-1] > 0.75
     assert max(b - a for a, b in pairwise(kept)) < 0.15
