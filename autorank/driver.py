@@ -23,7 +23,7 @@ from autorank.reuse import borrowed
 from autorank.schedule import Schedule
 from autorank.stopping import StopSignal, interrupts
 from autorank.tasks import Task
-from autorank.trial import carrier_file, weights_file
+from autorank.trialfiles import carrier_file, weights_file
 from autorank.types import DenseFigures, FrontPoint, SweepHeader, TrialRecord
 
 KEPT_OF_CHAINS = 32

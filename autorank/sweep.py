@@ -20,7 +20,8 @@ from autorank.prepare import default_workers, prepare, resolve_device
 from autorank.progress import Reporter, Silent, open_reporter
 from autorank.schedule import job_of
 from autorank.tasks import Task, load_task
-from autorank.trial import TrialRunner, load_weights, weights_file
+from autorank.trial import TrialRunner
+from autorank.trialfiles import load_weights, weights_file
 from autorank.types import DenseFigures, FrontPoint, SweepHeader, TrialRecord
 
 if TYPE_CHECKING:

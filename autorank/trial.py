@@ -7,8 +7,7 @@ import os
 import platform
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -16,12 +15,13 @@ import torch
 from torch import nn
 
 from autorank import measure
+from autorank.clock import Clock, threads_fixed
 from autorank.copying import model_copy
 from autorank.errors import AutorankError, TrialError
 from autorank.evaluate import evaluate
 from autorank.fitcache import FitCache
 from autorank.layout import canonical_weight
-from autorank.plan import apply, build, undecomposed
+from autorank.plan import apply, undecomposed
 from autorank.pulling import decomposed_kernels, squared_distances, train_with_pull
 from autorank.recover import Recovery, Teacher, fine_tune, reestimate_batch_norm
 from autorank.schedule import Job
@@ -30,6 +30,7 @@ from autorank.solvers import whitening
 from autorank.solvers.vbmf import spectrum
 from autorank.space import predicted_latency
 from autorank.tasks import Task
+from autorank.trialfiles import carrier_file, load_weights, save_weights, weights_file
 from autorank.types import (
     Choice,
     Cost,
@@ -42,7 +43,6 @@ from autorank.types import (
     TrialRecord,
 )
 
-MODELS = "models"
 BATCH_NORM_BATCH = 128
 IN_ORDER_EXAMPLES = 512
 """Training examples to whose dense outputs layers are fitted in order."""
@@ -111,8 +111,8 @@ class TrialRunner:
     def run(self, job: Job) -> TrialRecord:
         """Run one trial and return its record; whatever goes wrong inside becomes a failed record with the reason."""
         started = time.time()
-        clock = _Clock()
-        with _threads(self.context.threads):
+        clock = Clock()
+        with threads_fixed(self.context.threads):
             try:
                 record = self._run(job, clock)
             except AutorankError as error:
@@ -153,7 +153,7 @@ class TrialRunner:
             return self._saved(job, lambda: load_weights(self._dense, Plan(), path))
         return undecomposed(self._dense, job.plan, self.model(job))
 
-    def _start(self, job: Job, clock: _Clock) -> tuple[nn.Module, dict[str, nn.Module], tuple[tuple[int, float], ...]]:
+    def _start(self, job: Job, clock: Clock) -> tuple[nn.Module, dict[str, nn.Module], tuple[tuple[int, float], ...]]:
         """Return the network that is decomposed, the layers that are so already, and the curve of a pulled training."""
         parent = job.parent
         with clock("fit"):
@@ -178,7 +178,7 @@ class TrialRunner:
             save_weights(network, carrier_file(context.directory, job))
         return network, {}, curve
 
-    def _run(self, job: Job, clock: _Clock) -> TrialRecord:
+    def _run(self, job: Job, clock: Clock) -> TrialRecord:
         context = self.context
         origin, trained, curve = self._start(job, clock)
         with clock("fit"):
@@ -270,7 +270,7 @@ class TrialRunner:
         return self._stats
 
     def _measure(
-        self, model: nn.Module, layers: tuple[LayerResult, ...], clock: _Clock
+        self, model: nn.Module, layers: tuple[LayerResult, ...], clock: Clock
     ) -> tuple[Cost, tuple[LayerResult, ...]]:
         """Count the model and hold the count against the closed forms."""
         context = self.context
@@ -298,7 +298,7 @@ class TrialRunner:
         return replace(cost, latency_ms=predicted_latency(dense.latency_ms or 0.0, pairs)), layers
 
     def _batch_norm(
-        self, model: nn.Module, before: Evaluation, fidelity: Fidelity, clock: _Clock
+        self, model: nn.Module, before: Evaluation, fidelity: Fidelity, clock: Clock
     ) -> tuple[nn.Module, Evaluation]:
         """Re-estimate the batch-norm statistics where that lowers the validation loss (or always, when told so)."""
         context = self.context
@@ -318,7 +318,7 @@ class TrialRunner:
         return model, before
 
     def _fine_tune(
-        self, model: nn.Module, start: Evaluation, fidelity: Fidelity, clock: _Clock
+        self, model: nn.Module, start: Evaluation, fidelity: Fidelity, clock: Clock
     ) -> tuple[nn.Module, Evaluation, tuple[tuple[int, float], ...], str]:
         """Fine-tune, and keep the untuned weights where tuning only made the model worse."""
         context = self.context
@@ -348,43 +348,6 @@ def better(a: float, b: float, direction: Direction) -> bool:
     return a > b if direction == "max" else a < b
 
 
-def weights_file(directory: Path, trial: Job | TrialRecord) -> Path:
-    """Return where the recovered weights of a trial are kept."""
-    return directory / MODELS / f"{trial.key}.safetensors"
-
-
-def carrier_file(directory: Path, trial: Job | TrialRecord) -> Path:
-    """Return where the undecomposed weights of a pulled training are kept."""
-    return directory / MODELS / f"{trial.key}-undecomposed.safetensors"
-
-
-def load_weights(dense: nn.Module, plan: Plan, path: Path) -> nn.Module | None:
-    """Return the recovered model of a trial on the dense model's device, or None when its weights are not kept."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_model
-
-    if not path.is_file():
-        return None
-    model = build(dense, plan)
-    device = next((str(p.device) for p in dense.parameters()), "cpu")
-    try:
-        load_model(model, str(path), device=device)
-    except (SafetensorError, RuntimeError, OSError):
-        path.unlink(missing_ok=True)  # damaged: it is made again
-        return None
-    return model.eval()
-
-
-def save_weights(model: nn.Module, path: Path) -> None:
-    """Write the weights atomically; tied weights are stored once."""
-    from safetensors.torch import save_model
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    save_model(model, str(part))
-    part.replace(path)
-
-
 def versions() -> dict[str, str]:
     """Return the versions of what shapes a trial's result."""
     from importlib.metadata import version
@@ -393,40 +356,6 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         **{name: version(name) for name in ("autorank", "torch", "numpy", "tensorly", "fvcore")},
     }
-
-
-class _Clock:
-    """Wall time by phase."""
-
-    def __init__(self) -> None:
-        self._begun = time.perf_counter()
-        self._phases: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        begun = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._phases[phase] = self._phases.get(phase, 0.0) + time.perf_counter() - begun
-
-    def seconds(self) -> dict[str, float]:
-        """Return the phases, with what none of them covers added to ``other``."""
-        total = time.perf_counter() - self._begun
-        rest = total - sum(self._phases.values())
-        phases = {**self._phases, "other": self._phases.get("other", 0.0) + rest}
-        return {name: round(value, 4) for name, value in phases.items()}
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Fix the number of PyTorch threads, on which sums in floating point depend."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def failed(job: Job, reason: str) -> TrialRecord:

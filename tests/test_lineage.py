@@ -17,7 +17,8 @@ from autorank.prepare import prepare
 from autorank.profiling import profile
 from autorank.progress import Silent
 from autorank.schedule import Job
-from autorank.trial import MODELS, TrialRunner
+from autorank.trial import TrialRunner
+from autorank.trialfiles import MODELS
 from autorank.types import Choice, Fidelity, Plan, TrialRecord
 from tests.tiny import network, task
 
