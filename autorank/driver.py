@@ -194,7 +194,7 @@ class Driver:
     def _drop_dominated(self, fresh: TrialRecord, front: Sequence[TrialRecord]) -> None:
         """Delete the weights of models that no one will pick or start from; they can always be made again."""
         self._latest = [*self._latest, fresh][-self._keep_latest :] if self._keep_latest else []
-        wanted = [*front, *self._latest, *(r for r in self.records.values() if r.key in self._schedule_now.parents)]
+        wanted = [*front, *self._latest, *self._schedule_now.parents]
         files = {place(self.directory, r) for r in wanted for place in (weights_file, carrier_file)}
         fresh_files = {weights_file(self.directory, fresh), carrier_file(self.directory, fresh)}
         for path in (self._kept | fresh_files) - files:

@@ -226,9 +226,10 @@ class Schedule:
         return self._strategy.ended if self._exhausted else ""
 
     @property
-    def parents(self) -> set[str]:
-        """Keys of the trials with whose weights the latest proposals start."""
-        return {job.parent.key for job in self._jobs[-2 * self._lookahead :] if job.parent is not None}
+    def parents(self) -> tuple[TrialRecord, ...]:
+        """Records of the trials with whose weights the latest proposals start."""
+        latest = self._jobs[-2 * self._lookahead :]
+        return tuple(self._done[job.parent.number] for job in latest if job.parent and job.parent.number in self._done)
 
     @property
     def in_flight(self) -> int:

@@ -185,11 +185,6 @@ class Strategy(ABC):
             self._claimed.add(vector)
         return Proposal(self.catalog.plan(vector), fidelity, parent, pull, probe, want)
 
-    def _claim(self, vector: Vector, fidelity: Fidelity | None = None) -> Proposal:
-        """Mark a plan as proposed and return the proposal."""
-        self._claimed.add(vector)
-        return Proposal(self.catalog.plan(vector), fidelity)
-
     def _is_new(self, vector: Vector | None) -> bool:
         return vector is not None and vector not in self._claimed and self.catalog.feasible(vector)
 

@@ -270,7 +270,7 @@ class OptunaStrategy(Strategy):
     def _take(self, trial: Trial, vector: Vector) -> Proposal:
         self._pending[vector] = trial
         self._proposed += 1
-        return self._claim(vector)
+        return self._propose(vector)
 
     def tell(self, proposal: Proposal, record: TrialRecord) -> None:
         """Tell the sampler: complete with values and constraints, pruned, or failed."""

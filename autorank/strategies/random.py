@@ -26,7 +26,7 @@ class RandomSearch(Strategy):
     def ask(self) -> Proposal | Wait | None:
         """Return a new plan; None when all were proposed."""
         vector = self._draw(self.options["noise"]) or self._nearby(self.catalog.dense_vector)
-        return None if vector is None else self._claim(vector)
+        return None if vector is None else self._propose(vector)
 
     def tell(self, proposal: Proposal, record: TrialRecord) -> None:
         """Remember that the plan is known; outcomes do not change what is drawn."""
