@@ -144,24 +144,24 @@ class TrialRunner:
             raise TrialError(f"the weights of trial {job.number} could not be written below {self.context.directory}")
         return model
 
-    def _origin(self, job: Job | None) -> nn.Module:
-        """Return the undecomposed network with the weights with which a trial ended."""
-        if job is None:
-            return self._dense
-        if job.pull:
-            path = carrier_file(self.context.directory, job)
-            return self._saved(job, lambda: load_weights(self._dense, Plan(), path))
-        return undecomposed(self._dense, job.plan, self.model(job))
+    def _carrier(self, job: Job) -> nn.Module:
+        """Return the undecomposed network with the weights with which a pulled training ended."""
+        path = carrier_file(self.context.directory, job)
+        return self._saved(job, lambda: load_weights(self._dense, Plan(), path))
 
     def _start(self, job: Job, clock: Clock) -> tuple[nn.Module, dict[str, nn.Module], tuple[tuple[int, float], ...]]:
         """Return the network that is decomposed, the layers that are so already, and the curve of a pulled training."""
         parent = job.parent
+        trained: dict[str, nn.Module] = {}
         with clock("fit"):
-            origin = self._origin(parent)
-            trained: dict[str, nn.Module] = {}
-            if parent is not None and not parent.pull and not job.pull:
+            if parent is None:
+                origin = self._dense
+            elif parent.pull:
+                origin = self._carrier(parent)
+            else:
                 before, model = parent.plan.choices, self.model(parent)
-                same = (name for name, choice in job.plan.layers if before.get(name) == choice)
+                origin = undecomposed(self._dense, parent.plan, model)
+                same = (name for name, choice in job.plan.layers if before.get(name) == choice and not job.pull)
                 trained = {name: model.get_submodule(name) for name in same}
         if not job.pull:
             return origin, trained, ()

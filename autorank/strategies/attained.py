@@ -37,13 +37,6 @@ class Attained:
         self.best: Floats = np.full(len(self.cells), reference)
         self.reference, self.least = reference, least
 
-    def copy(self) -> Attained:
-        """Return a copy to which points can be added."""
-        other = object.__new__(Attained)
-        other.cells, other.best = self.cells, self.best.copy()
-        other.reference, other.least = self.reference, self.least
-        return other
-
     @property
     def volume(self) -> float:
         """Mean of what is attained above the reference over the range of the costs."""

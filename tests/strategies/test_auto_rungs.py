@@ -1,5 +1,6 @@
 """Rungs, promotion by non-domination, what a front attains, and when a search has stalled."""
 
+import copy
 from random import Random
 
 import numpy as np
@@ -80,7 +81,7 @@ def test_expected_improvement_is_the_mean_of_what_adding_brings(costs):
     for i, plan in enumerate(plans):
         added = []
         for gain in rng.normal(mean[i], spread[i], 2000):
-            other = attained.copy()
+            other = copy.deepcopy(attained)
             other.add(plan, float(gain))
             added.append(other.volume - attained.volume)
         assert expected[i] == pytest.approx(np.mean(added), rel=0.1, abs=0.05)
