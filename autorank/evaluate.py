@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from autorank.errors import DataError, TrialError
+from autorank.memoryformat import channels_last
 from autorank.pytrees import tensors
 from autorank.tasks.base import Task
 from autorank.tasks.batch import Device, wide
@@ -58,7 +59,8 @@ def evaluate(
     dtype = wide(torch.device(device))
     broken: Tensor = torch.zeros((), dtype=torch.bool, device=device)
     try:
-        with torch.no_grad():  # not inference_mode: a tensor that the model caches must serve training later
+        # Not inference_mode: a tensor that the model caches must serve training later.
+        with channels_last(model, task.channels_last(device)), torch.no_grad():
             for batch in task.batches(split, batch_size, device, limit):
                 outputs = model(*batch.inputs)
                 pair = (task.metric(outputs, batch.targets), task.loss(outputs, batch.targets))

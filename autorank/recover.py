@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from autorank.copying import model_copy
 from autorank.errors import ConfigError, TrialError
 from autorank.features import FeatureMatch
+from autorank.memoryformat import channels_last, lay_out
 from autorank.precision import full_precision, widened
 from autorank.seeding import seeded
 from autorank.tasks.base import Task
@@ -164,7 +165,10 @@ class Proximal(Protocol):
 
 
 def reestimate_batch_norm(
-    model: nn.Module, batches: Iterable[Batch] | Iterable[tuple[Tensor, ...]], device: Device = "cpu"
+    model: nn.Module,
+    batches: Iterable[Batch] | Iterable[tuple[Tensor, ...]],
+    device: Device = "cpu",
+    laid: bool = False,
 ) -> nn.Module | None:
     """Return a copy whose batch-norm statistics are those of `batches`, averaged with equal weights.
 
@@ -176,6 +180,8 @@ def reestimate_batch_norm(
         Not changed.
     batches : iterable of Batch, or of tuples of inputs
     device : device
+    laid : bool
+        Run in channels last (`Task.channels_last`).
 
     Returns
     -------
@@ -192,7 +198,7 @@ def reestimate_batch_norm(
         norm.momentum = None  # cumulative average
         norm.train()
     try:
-        with torch.no_grad():
+        with channels_last(copied, laid), torch.no_grad():
             for batch in batches:
                 copied(*move(batch.inputs if isinstance(batch, Batch) else batch, device))
     finally:
@@ -252,10 +258,12 @@ def fine_tune(
         return ()
     guard = _Guard(recovery.steps, every=1 if device.type == "cpu" else 10)
     lesson = (teacher or Teacher(seed, recovery.batch_size)).lesson(task, recovery.batch_size, seed, device)
-    match = FeatureMatch(model, task.model().to(device).eval()) if recovery.features else None
+    laid = task.channels_last(device)
+    dense = lay_out(task.model().to(device).eval(), laid) if recovery.features else None
+    match = FeatureMatch(model, dense) if dense is not None else None
     model.train()
     try:
-        with seeded(derive(seed, 0xF17E), device), full_precision(model) as widen:
+        with channels_last(model, laid), seeded(derive(seed, 0xF17E), device), full_precision(model) as widen:
             _train(model, task, recovery, seed, device, lesson, guard, widen, proximal, match)
     finally:
         model.eval()

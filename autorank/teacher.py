@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from autorank.memoryformat import lay_out
 from autorank.tasks.base import Task
 from autorank.tasks.batch import Batch, Device
 from autorank.types import canonical_json
@@ -114,7 +115,7 @@ class Teacher:
             if stored is not None:
                 return stored.to(device, non_blocking=True)
             if not dense:
-                dense.append(task.model().to(device).eval())
+                dense.append(lay_out(task.model().to(device).eval(), task.channels_last(device)))
             with torch.no_grad():
                 return dense[0](*batch.inputs)
 
@@ -142,7 +143,7 @@ class Teacher:
 def _compute(
     task: Task, recovery: Recovery, seed: int, device: Device, progress: Progress | None, limit_bytes: int
 ) -> tuple[NDArray[np.float32], tuple[int, ...]] | None:
-    model = task.model().to(device).eval()
+    model = lay_out(task.model().to(device).eval(), task.channels_last(device))
     parts: list[NDArray[np.float32]] = []
     offsets = [0]
     size = 0

@@ -308,7 +308,8 @@ class TrialRunner:
             # As in training: statistics of images that are not augmented would cost accuracy.
             steps = -(-context.recovery.calibration // BATCH_NORM_BATCH)
             batches = context.task.train_batches(steps, BATCH_NORM_BATCH, context.seed, context.device)
-            other = reestimate_batch_norm(model, batches, context.device)
+            laid = context.task.channels_last(context.device)
+            other = reestimate_batch_norm(model, batches, context.device, laid)
         if other is None:
             return model, before
         with clock("evaluate"):

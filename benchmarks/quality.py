@@ -113,7 +113,7 @@ def started(task: Task, model: nn.Module, plan: Plan, plans: Plans, recovery: Re
     else:
         other, _ = apply(model, plan, specs=specs, stats=stats, cache=cache)
     steps = -(-recovery.calibration // EPOCH_BATCH)
-    again = reestimate_batch_norm(other, task.train_batches(steps, EPOCH_BATCH, 0))
+    again = reestimate_batch_norm(other, task.train_batches(steps, EPOCH_BATCH, 0), laid=task.channels_last())
     if again is None:
         return other
     losses = [evaluate(each, task, "validation", limit=1000).loss for each in (other, again)]

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "autorank"
 # From the lowest to the highest. A name stands for a module, or for a package with all its modules.
 ROOMS: tuple[tuple[str, ...], ...] = (
     ("types", "errors"),
-    ("copying", "layout", "modules", "opcounts", "pytrees", "seeding", "yamlfile"),
+    ("copying", "layout", "memoryformat", "modules", "opcounts", "pytrees", "seeding", "yamlfile"),
     ("solvers",),
     ("formats",),
     ("measure",),

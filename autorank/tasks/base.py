@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from autorank.copying import model_copy
 from autorank.errors import ConfigError, DataError, ModelError, describe
+from autorank.memoryformat import runs_in_channels_last
 from autorank.pytrees import map_tensors
 from autorank.tasks.batch import Batch, Device, Unpack
 from autorank.tasks.factories import extend_path
@@ -92,6 +93,7 @@ class Task(ABC):
         self._given_inputs = example_inputs is not None
         self.example_inputs = self._example(example_inputs)
         self._prints: dict[str, Any] = {}
+        self._channels_last: bool | None = None
         self._check()
 
     def model(self) -> nn.Module:
@@ -209,10 +211,19 @@ class Task(ABC):
         other = copy.copy(self)
         other._source = as_source(model)
         other._prints = {part: found for part, found in self._prints.items() if part != "model"}
+        other._channels_last = None
         if not self._given_inputs:
             other.example_inputs = other._example(None)
         other._check()
         return other
+
+    def channels_last(self, device: Device = "cpu") -> bool:
+        """Say whether the model is to run in channels last: on a CPU, where it is faster, if it runs so at all."""
+        if torch.device(device).type != "cpu":
+            return False
+        if self._channels_last is None:
+            self._channels_last = runs_in_channels_last(self.model(), self.example_inputs)
+        return self._channels_last
 
     def run_example(self) -> Any:
         """Run the model on the example inputs and return its outputs.
