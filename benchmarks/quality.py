@@ -89,6 +89,7 @@ class Plans:
             errors = candidate_errors(model, space.layers, self.stats, args.cache, 0)
             space = space.with_errors(errors)
         self.space, self.kind = space, args.predictor
+        self.least = Catalog(space, (), "macs_kept", 0).low
         self.batches = []
         if args.fit == "ordered":
             self.batches = [batch.inputs for batch in task.calibration_batches(args.calibration)]
@@ -105,10 +106,18 @@ class Plans:
         return catalog.plan(max(vectors, key=catalog.share)) if vectors else None
 
 
-def started(task: Task, model: nn.Module, plan: Plan, plans: Plans, recovery: Recovery, cache: FitCache) -> nn.Module:
+def started(
+    task: Task,
+    model: nn.Module,
+    plan: Plan,
+    plans: Plans,
+    recovery: Recovery,
+    cache: FitCache,
+    ordered: bool = True,
+) -> nn.Module:
     """Return the fitted model, with the batch-norm statistics of a trial."""
     specs, stats = plans.profiled.layers, plans.stats
-    if plans.batches:
+    if plans.batches and ordered:
         other, _ = apply_in_order(model, plan, plans.batches, specs=specs, stats=stats)
     else:
         other, _ = apply(model, plan, specs=specs, stats=stats, cache=cache)
