@@ -1,11 +1,11 @@
 """The plans of other tools beside autorank's at the same measured MACs, in one run: accuracy before and after training.
 
-The peers' plans are those that benchmarks/peers wrote (an environment of their own; what they found last is kept in
-peers/found.json; the MACs are those of the peer's own model, the network here is autorank's with the peer's ranks, which
-for AIMET is the same one). For each, autorank's knapsack gives the plan of least predicted loss that needs no more MACs.
-Both are fitted their own way, have their batch-norm statistics re-estimated where that lowers the validation loss, and get
-the same fine-tune. Scores are those of the test file; the ratio is points of accuracy lost by the peer over those lost
-by autorank.
+The peers' plans are those that benchmarks/peers wrote, in an environment of their own; what they found last is kept in
+peers/found.json. MACs are those of the peer's own model; the network here is autorank's with the peer's ranks, which
+for AIMET is the same one. For each, autorank's knapsack gives the plan of least predicted loss that needs no more MACs.
+Both are fitted their own way, have their batch-norm statistics re-estimated where that lowers the validation loss, and
+get the same fine-tune. Scores are those of the test file; the ratio is points of accuracy lost by the peer over those
+lost by autorank.
 
 python benchmarks/against_peers.py [--quick] [--json FILE] [--task cifar|digits] [--steps 0,391]
     [--peers aimet,tensorly-tucker] [--targets 0.7,0.5,0.35,0.2] [--space FILE] [--fit apart|ordered] [--seed 0]
