@@ -11,7 +11,7 @@ from autorank.pareto import hypervolume
 
 EVALUATIONS = (5, 10, 20, 50, 100, 200)
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
-"""Of the worker-seconds that the yardstick took."""
+"""Of the seconds that the yardstick took."""
 YARDSTICK = "nsga2"
 OURS = "auto"
 NARROW = 10.0
@@ -28,7 +28,8 @@ class Curve:
     ----------
     steps : tuple of (evaluations, worker-seconds, volume)
         Probes cost seconds and count as no evaluation. What all trials share is prepared before the first one, and is
-        in the seconds.
+        in the seconds, as is the time for proposals. Seconds are those of the processor, of which a search uses one
+        core, so that other programs beside it do not count: what the whole search used, in proportion to the trials'.
     settled : bool
         Whether the search ended by itself: then its last volume holds for every larger budget.
     """
@@ -42,14 +43,16 @@ class Curve:
         sign = 1.0 if run["directions"][0] == "max" else -1.0
         corner = [run["dense"] - sign * NARROW, *run["reference"][1:]] if narrow else run["reference"]
         whole = abs(run["dense"] - corner[0]) * corner[1]
-        evaluations, seconds = run["before"]["evaluations"], run["prepare_s"] + run["before"]["seconds"]
+        wall = run["prepare_s"] + sum(record["seconds"] for record in run["records"])
+        rate = run["processor_s"] / wall if wall else 1.0
+        evaluations, seconds = run["before"]["evaluations"], rate * run["prepare_s"] + run["before"]["seconds"]
         if "errors" in run["needs"]:
             seconds += fits_s
         points: list[tuple[float, float]] = []
         volume = 0.0
         steps = [(0, 0.0, 0.0)]
         for record in run["records"]:
-            seconds += record["seconds"]
+            seconds += rate * record["seconds"]
             evaluations += not record["probe"]
             if record["point"]:
                 points.append((record["score"], record["macs_kept"]))
@@ -111,7 +114,7 @@ def _level(runs: Sequence[Row], level: str, fits_s: float | None) -> dict[str, A
     if yardstick:
         whole = statistics.mean(curve.end[1] for curve in yardstick)
         budgets = tuple(round(whole * share, 1) for share in SHARES)
-        figures["seconds"] = _table("hypervolume, %, after worker-seconds", wide, 1, budgets)
+        figures["seconds"] = _table("hypervolume, %, after worker-seconds (of the processor)", wide, 1, budgets)
         figures["reach"] = _reach(wide, yardstick)
     if OURS in wide:
         figures["lead"] = _lead(wide, "")
