@@ -10,9 +10,8 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from autorank.space import SearchSpace
 from autorank.strategies.attained import Attained, nodes
-from autorank.strategies.base import FULL, Option, Strategy, Wait
+from autorank.strategies.base import Option, Strategy, Wait
 from autorank.strategies.catalog import COST_NAMES, Vector
 from autorank.strategies.exchanges import exchanges
 from autorank.strategies.optuna import NSGA2, TPE, OptunaStrategy
@@ -21,7 +20,7 @@ from autorank.strategies.spreading import spread_order
 from autorank.strategies.stall import Stall
 from autorank.strategies.surrogate import Surrogate, Trials, gain_of, limited, log_drop
 from autorank.strategies.tables import Space, as_vector
-from autorank.types import Constraint, Evaluation, Fidelity, Objective, Proposal, Scalar, TrialRecord
+from autorank.types import Proposal, TrialRecord
 
 Floats = NDArray[np.float64]
 Whole = NDArray[np.int64]
@@ -81,22 +80,11 @@ class Auto(Strategy):
         "tolerance": Option(0.001, 0.0, 1.0, "growth of the hypervolume, as a fraction, that does not count"),
     }
 
-    def __init__(
-        self,
-        space: SearchSpace,
-        objectives: tuple[Objective, ...],
-        constraints: tuple[Constraint, ...] = (),
-        seed: int = 0,
-        *,
-        dense: Evaluation | None = None,
-        fidelity: Fidelity = FULL,
-        **options: Scalar,
-    ) -> None:
-        super().__init__(space, objectives, constraints, seed, dense=dense, fidelity=fidelity, **options)
-        names = list(dict.fromkeys([self.catalog.axis, *(o.name for o in objectives if o.name in COST_NAMES)]))
+    def _set_up(self) -> None:
+        names = list(dict.fromkeys([self.catalog.axis, *(o.name for o in self.objectives if o.name in COST_NAMES)]))
         self._space = Space(self.catalog, names)
-        self._random = np.random.default_rng(seed)
-        self._rungs = ladder(fidelity, int(self.options["rungs"]), int(self.options["eta"]))
+        self._random = np.random.default_rng(self.seed)
+        self._rungs = ladder(self.fidelity, int(self.options["rungs"]), int(self.options["eta"]))
         self._outcomes: list[dict[Vector, float]] = [{} for _ in self._rungs]
         self._asked: list[dict[Vector, None]] = [{} for _ in self._rungs]
         self._reached: list[set[Vector]] = [set() for _ in self._rungs]

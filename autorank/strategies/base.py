@@ -121,6 +121,10 @@ class Strategy(ABC):
                 f"no plan of this search space meets {' and '.join(map(str, bounds))} together, "
                 "though each alone can be met"
             )
+        self._set_up()
+
+    def _set_up(self) -> None:  # noqa: B027 (a hook that simple strategies need not have)
+        """Set up what a strategy keeps of its own, once everything above is known."""
 
     @classmethod
     def checked(cls, options: Mapping[str, Any]) -> dict[str, int | float | str]:

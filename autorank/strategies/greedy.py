@@ -11,10 +11,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from autorank.space import SearchSpace
-from autorank.strategies.base import FULL, Option, Strategy
+from autorank.strategies.base import Option, Strategy
 from autorank.strategies.catalog import Vector, amount
-from autorank.types import Constraint, Evaluation, Fidelity, Objective, Proposal, Scalar, TrialRecord
+from autorank.types import Fidelity, Proposal, TrialRecord
 
 FAILED = -math.inf
 """The gain of a probe that failed, was pruned or has no finite score: no threshold accepts it."""
@@ -90,22 +89,12 @@ class Goal:
 class GreedyStrategy(Strategy):
     """Ladders, amounts and cheap gains for the greedy rules; `PROBE` has to be among a rule's options, as ``probe``."""
 
-    def __init__(
-        self,
-        space: SearchSpace,
-        objectives: tuple[Objective, ...],
-        constraints: tuple[Constraint, ...] = (),
-        seed: int = 0,
-        *,
-        dense: Evaluation | None = None,
-        fidelity: Fidelity = FULL,
-        **options: Scalar,
-    ) -> None:
-        super().__init__(space, objectives, constraints, seed, dense=dense, fidelity=fidelity, **options)
+    def _set_up(self) -> None:
         axis = self.catalog.axis
-        self._cheap = Fidelity(0, fidelity.batch_norm and self.options["probe"] == "bn")
+        self._cheap = Fidelity(0, self.fidelity.batch_norm and self.options["probe"] == "bn")
         self._amounts: list[list[float]] = [
-            [amount(space, layer, candidate, axis) for candidate in (None, *layer.candidates)] for layer in space.layers
+            [amount(self.space, layer, candidate, axis) for candidate in (None, *layer.candidates)]
+            for layer in self.space.layers
         ]
         # A candidate that saves nothing along the axis (but parameters, say) is no step down.
         self._ladders: list[list[Rungs]] = [

@@ -11,11 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-from autorank.space import SearchSpace
-from autorank.strategies.base import FULL, WAIT, Option, Wait
+from autorank.strategies.base import WAIT, Option, Wait
 from autorank.strategies.catalog import Vector
 from autorank.strategies.greedy import FAILED, PROBE, GreedyStrategy
-from autorank.types import Constraint, Evaluation, Fidelity, Objective, Proposal, Scalar, TrialRecord
+from autorank.types import Proposal, TrialRecord
 
 Move = tuple[int, int]
 """A layer and the candidate to which it goes."""
@@ -45,18 +44,8 @@ class MultiStepGreedy(GreedyStrategy):
         "probe": PROBE,
     }
 
-    def __init__(
-        self,
-        space: SearchSpace,
-        objectives: tuple[Objective, ...],
-        constraints: tuple[Constraint, ...] = (),
-        seed: int = 0,
-        *,
-        dense: Evaluation | None = None,
-        fidelity: Fidelity = FULL,
-        **options: Scalar,
-    ) -> None:
-        super().__init__(space, objectives, constraints, seed, dense=dense, fidelity=fidelity, **options)
+    def _set_up(self) -> None:
+        super()._set_up()
         self._base: Vector = self.catalog.dense_vector
         # States are the weights that were started from: the dense model's, then those of each restored point.
         self._parents: list[Proposal | None] = [None]

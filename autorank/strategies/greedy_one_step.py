@@ -11,11 +11,10 @@ import math
 from collections.abc import Mapping
 from typing import ClassVar
 
-from autorank.space import SearchSpace
-from autorank.strategies.base import FULL, WAIT, Option, Wait
+from autorank.strategies.base import WAIT, Option, Wait
 from autorank.strategies.catalog import Vector
 from autorank.strategies.greedy import FAILED, PROBE, Goal, GreedyStrategy, next_rung, spread_order
-from autorank.types import Constraint, Evaluation, Fidelity, Objective, Proposal, Scalar, TrialRecord
+from autorank.types import Proposal, TrialRecord
 
 _ROUNDS = 30
 """How often the search for a budget's threshold may go on with another one; it needs a handful."""
@@ -40,21 +39,11 @@ class OneStepGreedy(GreedyStrategy):
         "probe": PROBE,
     }
 
-    def __init__(
-        self,
-        space: SearchSpace,
-        objectives: tuple[Objective, ...],
-        constraints: tuple[Constraint, ...] = (),
-        seed: int = 0,
-        *,
-        dense: Evaluation | None = None,
-        fidelity: Fidelity = FULL,
-        **options: Scalar,
-    ) -> None:
-        super().__init__(space, objectives, constraints, seed, dense=dense, fidelity=fidelity, **options)
+    def _set_up(self) -> None:
+        super()._set_up()
         self._reference = self._dense_gain
-        self._gains: list[dict[int, float]] = [{} for _ in space.layers]
-        self._pending: list[set[int]] = [set() for _ in space.layers]
+        self._gains: list[dict[int, float]] = [{} for _ in self.space.layers]
+        self._pending: list[set[int]] = [set() for _ in self.space.layers]
         largest, ratio = float(self.options["epsilon"]), float(self.options["ratio"])
         count = int(self.options["targets"]) + 1 if largest else 1
         self._goals = [Goal(largest * ratio**n) for n in spread_order(count)]

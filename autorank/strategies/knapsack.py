@@ -8,11 +8,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from autorank.space import SearchSpace
-from autorank.strategies.base import FULL, Option, Strategy, Wait
+from autorank.strategies.base import Option, Strategy, Wait
 from autorank.strategies.catalog import COST_NAMES, Vector
 from autorank.strategies.predictor import KINDS, Predictor
-from autorank.types import Constraint, Evaluation, Fidelity, Objective, Proposal, Scalar, TrialRecord
+from autorank.types import Proposal, TrialRecord
 
 _CHANGES = 3
 """Candidates of a layer that an exchange may turn to: those that cost least in the Lagrangian."""
@@ -56,19 +55,8 @@ class Knapsack(Strategy):
         "predictor": Option("snr", help="how a plan's loss is predicted from its layers' errors", choices=KINDS),
     }
 
-    def __init__(
-        self,
-        space: SearchSpace,
-        objectives: tuple[Objective, ...],
-        constraints: tuple[Constraint, ...] = (),
-        seed: int = 0,
-        *,
-        dense: Evaluation | None = None,
-        fidelity: Fidelity = FULL,
-        **options: Scalar,
-    ) -> None:
-        super().__init__(space, objectives, constraints, seed, dense=dense, fidelity=fidelity, **options)
-        costs = [o.name for o in objectives if o.name in COST_NAMES]
+    def _set_up(self) -> None:
+        costs = [o.name for o in self.objectives if o.name in COST_NAMES]
         self.predictor = Predictor(self.catalog, str(self.options["predictor"]), costs=costs)
         self._plans = self._in_turn()
 

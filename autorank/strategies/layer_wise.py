@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from autorank.errors import ConfigError
-from autorank.space import Candidate, SearchSpace
-from autorank.strategies.base import FULL, Option, Strategy, Wait
+from autorank.space import Candidate
+from autorank.strategies.base import Option, Strategy, Wait
 from autorank.strategies.bounds import Bounds, Table, shares, table
 from autorank.strategies.catalog import Vector
 from autorank.strategies.spreading import spread_order
-from autorank.types import Constraint, Evaluation, Fidelity, Objective, Proposal, Scalar, TrialRecord
+from autorank.types import Proposal, TrialRecord
 
 _KINDS = ("auto", "output", "weight", "loss")
 
@@ -92,18 +92,7 @@ class LayerWise(Strategy):
         ),
     }
 
-    def __init__(
-        self,
-        space: SearchSpace,
-        objectives: tuple[Objective, ...],
-        constraints: tuple[Constraint, ...] = (),
-        seed: int = 0,
-        *,
-        dense: Evaluation | None = None,
-        fidelity: Fidelity = FULL,
-        **options: Scalar,
-    ) -> None:
-        super().__init__(space, objectives, constraints, seed, dense=dense, fidelity=fidelity, **options)
+    def _set_up(self) -> None:
         self._errors = table(self._error_rows(self.options["error"]))
         self._costs = shares(self.catalog, self.catalog.axis)
         self._bounds = Bounds(self.catalog)

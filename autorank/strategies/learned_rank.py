@@ -14,13 +14,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from autorank.space import SearchSpace
-from autorank.strategies.base import FULL, WAIT, Option, Strategy, Wait
+from autorank.strategies.base import WAIT, Option, Strategy, Wait
 from autorank.strategies.bounds import Bounds, Table, shares, table
 from autorank.strategies.catalog import Vector
 from autorank.strategies.hulls import Step, compression_path
 from autorank.strategies.spreading import spread_order
-from autorank.types import Constraint, Evaluation, Fidelity, Objective, Proposal, Scalar, TrialRecord
+from autorank.types import Fidelity, Proposal, TrialRecord
 
 
 @dataclass
@@ -68,18 +67,7 @@ class LearnedRank(Strategy):
         "hold": Option("share", help="what stays from step to step: the budget, or alpha", choices=("share", "alpha")),
     }
 
-    def __init__(
-        self,
-        space: SearchSpace,
-        objectives: tuple[Objective, ...],
-        constraints: tuple[Constraint, ...] = (),
-        seed: int = 0,
-        *,
-        dense: Evaluation | None = None,
-        fidelity: Fidelity = FULL,
-        **options: Scalar,
-    ) -> None:
-        super().__init__(space, objectives, constraints, seed, dense=dense, fidelity=fidelity, **options)
+    def _set_up(self) -> None:
         self._costs = shares(self.catalog, self.catalog.axis)
         self._outside = 1.0 - float(self._costs[:, 0].sum())  # what the model spends outside of these layers
         self._bounds = Bounds(self.catalog)

@@ -9,12 +9,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from autorank.space import SearchSpace
-from autorank.strategies.base import FULL, WAIT, Option, Strategy, Wait
+from autorank.strategies.base import WAIT, Option, Strategy, Wait
 from autorank.strategies.bounds import Bounds
 from autorank.strategies.catalog import Vector
 from autorank.strategies.vbmf import Holding, Ranks, weakened
-from autorank.types import Constraint, Evaluation, Fidelity, Objective, Proposal, Scalar, TrialRecord
+from autorank.types import Proposal, TrialRecord
 
 _FACTORS = (0.5, 1.5, 0.25, 2.0)
 """Of the weakening: what is tried, in this order, after trials of a stage that failed or were known beforehand."""
@@ -71,18 +70,7 @@ class MultiStage(Strategy):
         ),
     }
 
-    def __init__(
-        self,
-        space: SearchSpace,
-        objectives: tuple[Objective, ...],
-        constraints: tuple[Constraint, ...] = (),
-        seed: int = 0,
-        *,
-        dense: Evaluation | None = None,
-        fidelity: Fidelity = FULL,
-        **options: Scalar,
-    ) -> None:
-        super().__init__(space, objectives, constraints, seed, dense=dense, fidelity=fidelity, **options)
+    def _set_up(self) -> None:
         self._holding = Holding(self.catalog)
         self._bounds = Bounds(self.catalog)
         self._now = _Stage(self.catalog.dense_vector, tuple(self._holding.full), 0)

@@ -18,11 +18,10 @@ from random import Random
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from autorank.pareto import minimised
-from autorank.space import SearchSpace
-from autorank.strategies.base import FULL, Option, Strategy, Wait
+from autorank.strategies.base import Option, Strategy, Wait
 from autorank.strategies.catalog import Vector
 from autorank.strategies.history import block_sampler, thinned
-from autorank.types import Constraint, Direction, Evaluation, Fidelity, Objective, Proposal, Scalar, TrialRecord
+from autorank.types import Direction, Proposal, TrialRecord
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -56,26 +55,15 @@ class OptunaStrategy(Strategy):
     _even: ClassVar[float]
     """Part of the proposals whose share is drawn evenly by us, so that the sampler cannot leave parts of the front."""
 
-    def __init__(
-        self,
-        space: SearchSpace,
-        objectives: tuple[Objective, ...],
-        constraints: tuple[Constraint, ...] = (),
-        seed: int = 0,
-        *,
-        dense: Evaluation | None = None,
-        fidelity: Fidelity = FULL,
-        **options: Scalar,
-    ) -> None:
-        super().__init__(space, objectives, constraints, seed, dense=dense, fidelity=fidelity, **options)
+    def _set_up(self) -> None:
         self._width = float(self.options["width"])
         self._distributions = self._parameters()
         self._block: frozenset[str] | None = None
         self._elite: list[tuple[tuple[float, ...], Vector]] = []
-        self._directions: list[Direction] = [o.direction for o in objectives]
+        self._directions: list[Direction] = [o.direction for o in self.objectives]
         self._study = self._new_study(self._sampler())
         self._size = 0
-        self._score_is_gain = all(o.direction == "max" for o in objectives if o.name == "score")
+        self._score_is_gain = all(o.direction == "max" for o in self.objectives if o.name == "score")
         self._pending: dict[Vector, Trial] = {}
         self._answered: set[Vector] = set()
         self._complete = self._rejected = self._proposed = 0

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar
 
 from autorank.errors import ConfigError
-from autorank.space import Candidate, SearchSpace
-from autorank.strategies.base import FULL, Option, Strategy, Wait
+from autorank.space import Candidate
+from autorank.strategies.base import Option, Strategy, Wait
 from autorank.strategies.bounds import Bounds, Table, table
 from autorank.strategies.catalog import Catalog, Vector
-from autorank.types import Choice, Constraint, Evaluation, Fidelity, Objective, Proposal, Scalar, TrialRecord
+from autorank.types import Choice, Proposal, TrialRecord
 
 Ranks = tuple[int, int]
 """(R_out, R_in) of a kernel's two unfoldings, per group."""
@@ -189,18 +189,7 @@ class Vbmf(Strategy):
         ),
     }
 
-    def __init__(
-        self,
-        space: SearchSpace,
-        objectives: tuple[Objective, ...],
-        constraints: tuple[Constraint, ...] = (),
-        seed: int = 0,
-        *,
-        dense: Evaluation | None = None,
-        fidelity: Fidelity = FULL,
-        **options: Scalar,
-    ) -> None:
-        super().__init__(space, objectives, constraints, seed, dense=dense, fidelity=fidelity, **options)
+    def _set_up(self) -> None:
         self._holding = Holding(self.catalog)
         self._budget = not self.catalog.feasible(self.catalog.dense_vector)
         self._plans = self._series()
