@@ -182,6 +182,10 @@ class Auto(Strategy):
         if not pool:
             return None
         vectors = np.array(pool, dtype=np.int64)
+        within = self._space.near_bounds(vectors)
+        vectors, pool = vectors[within], [vector for vector, met in zip(pool, within, strict=True) if met]
+        if not pool:
+            return None
         costs = self._space.costs(vectors)
         mean, spread = self._surrogate.predict(vectors, costs[:, 0])
         gains = self._worth(gain_of(nodes(mean, spread), self._level_of_dense()))

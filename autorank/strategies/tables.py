@@ -22,6 +22,7 @@ _LIMIT = 512
 """Sums kept in a knapsack; hundreds of points along the axis are more than a search can run."""
 _LARGE = 1000
 """Candidates of all layers together from which on the front of the convex hull is taken for the exact one."""
+_ROUNDING = 1e-9
 _LEVELS = 96
 """Bounds on the largest error of a layer that are looked at."""
 
@@ -89,6 +90,15 @@ class Space:
     def costs(self, vectors: Whole) -> Floats:
         """Return plans × objectives: ratios to the dense model, as sums over the layers."""
         return np.stack([1.0 + self.changes[name][self.rows, vectors].sum(axis=1) for name in self.names], axis=1)
+
+    def near_bounds(self, vectors: Whole) -> NDArray[np.bool_]:
+        """Say which plans meet the bounds on costs but for rounding, which `Catalog.feasible` then decides exactly."""
+        met = np.ones(len(vectors), dtype=bool)
+        for bound in self.catalog.constraints:
+            kept = 1.0 + self.changes[bound.name][self.rows, vectors].sum(axis=1)
+            over = kept - bound.bound if bound.operator == "<=" else bound.bound - kept
+            met &= over <= _ROUNDING
+        return met
 
     def front(self, values: Floats, weights: Sequence[float] | None = None) -> Whole:
         """Return the plans that no other beats in the summed values and the summed cost, cheap to dear.
