@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from autorank.errors import AutorankError, ConfigError
+from autorank.errors import AutorankError, ConfigError, SweepError
 
 app = typer.Typer(
     help="Find smaller and faster copies of a trained PyTorch network.",
@@ -212,6 +212,23 @@ def front(
     if as_json and as_csv:
         raise ConfigError("--json and --csv were both given; choose one")
     print_front(open_sweep(sweep), "json" if as_json else "csv" if as_csv else "table")
+
+
+@app.command()
+def watch(
+    sweep: Sweep,
+    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between looks.")] = 1.0,
+) -> None:
+    """Follow a sweep from another shell, from its journal alone, until it ends; Ctrl-C ends the watching only."""
+    from autorank.show import print_result
+    from autorank.sweep import open_sweep
+    from autorank.terminal import watch as follow
+
+    state = follow(sweep, interval)
+    if state.stage == "ended":
+        print_result(open_sweep(sweep))
+    elif state.stage == "stopped":
+        raise SweepError(f"no process works on {sweep}, which did not end by itself: `autorank resume {sweep}` goes on")
 
 
 @app.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from io import FileIO
@@ -17,6 +18,7 @@ from autorank.types import DenseFigures, FrontPoint, SweepHeader, TrialRecord
 
 FILE_NAME = "journal.jsonl"
 LOCK_NAME = "lock"
+_ATTEMPTS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,23 +69,51 @@ def read(sweep_dir: Path) -> JournalContents:
         ) from None
     except OSError as error:
         raise SweepError(f"cannot read {path}: {error.strerror}") from None
-    contents = JournalContents()
-    records: dict[int, TrialRecord] = {}
+    reading, position = Reading(path), 0
     lines = raw.split(b"\n")
-    position = 0
     for number, line in enumerate(lines, start=1):
-        if line.strip():
-            try:
-                contents = _with(contents, records, json.loads(line))
-            except (ValueError, KeyError, TypeError) as error:
-                if number == len(lines):
-                    return replace(contents, records=tuple(records.values()), torn=position)
-                raise SweepError(
-                    f"{path}, line {number}: not a journal entry ({describe(error)}); "
-                    "restore the file, or delete that line to run its trial again"
-                ) from None
+        try:
+            reading.take(line)
+        except SweepError:
+            if number < len(lines):
+                raise
+            return replace(reading.contents, torn=position)
         position += len(line) + 1
-    return replace(contents, records=tuple(records.values()))
+    return reading.contents
+
+
+class Reading:
+    """What the lines of a journal come to, one after the other.
+
+    Parameters
+    ----------
+    path : Path
+        For messages.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._contents = JournalContents()
+        self._records: dict[int, TrialRecord] = {}
+        self._lines = 0
+
+    @property
+    def contents(self) -> JournalContents:
+        """What the lines so far say."""
+        return replace(self._contents, records=tuple(self._records.values()))
+
+    def take(self, line: bytes) -> None:
+        """Take the next line, without its end; SweepError when it is no entry."""
+        self._lines += 1
+        if not line.strip():
+            return
+        try:
+            self._contents = _with(self._contents, self._records, json.loads(line))
+        except (ValueError, KeyError, TypeError) as error:
+            raise SweepError(
+                f"{self.path}, line {self._lines}: not a journal entry ({describe(error)}); "
+                "restore the file, or delete that line to run its trial again"
+            ) from None
 
 
 def _with(contents: JournalContents, records: dict[int, TrialRecord], entry: Mapping[str, Any]) -> JournalContents:
@@ -237,9 +267,29 @@ def _lock(handle: IO[bytes], directory: Path) -> None:
         import fcntl
     except ImportError:  # not a POSIX system: no lock, one driver is then the user's promise
         return
+    for attempt in range(_ATTEMPTS):
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except OSError:
+            # Somebody who only looks whether a sweep runs holds it for a moment.
+            if attempt < _ATTEMPTS - 1:
+                time.sleep(0.02)
+    raise SweepError(
+        f"another autorank is running in {directory}; wait for it, stop it, or give another --sweep-dir"
+    ) from None
+
+
+def is_running(directory: Path) -> bool:
+    """Say whether a process writes to a sweep directory now; False also where locks cannot be asked for."""
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise SweepError(
-            f"another autorank is running in {directory}; wait for it, stop it, or give another --sweep-dir"
-        ) from None
+        import fcntl
+
+        with (directory / LOCK_NAME).open("rb") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                return True
+    except (ImportError, OSError):
+        pass
+    return False

@@ -86,7 +86,7 @@ class Terminal:
         if not self._console.is_terminal and record is not None:
             fresh = max(done - self._replayed, 1)
             left = (time.monotonic() - self._began) / fresh * max(total - done, 0)
-            self.say(f"{done}/{total} {record.status}, about {_duration(left)} left; {best}")
+            self.say(f"{done}/{total} {record.status}, about {duration(left)} left; {best}")
 
     def _close(self) -> None:
         if self._task is not None:
@@ -128,7 +128,8 @@ def front_line(front: Sequence[TrialRecord], most: int = 4) -> str:
     return "  ".join(f"{record.score:.1f} at {record.kept.get('macs_kept', float('nan')):.2f}" for record in scored)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return a time in words, such as ``2 h 5 min`` or ``40 s``."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

@@ -21,10 +21,15 @@ if TYPE_CHECKING:
 
 
 def _print(*renderables: object) -> None:
-    """Print to standard output, wide enough for the tables when it is not a terminal."""
+    """Print to standard output."""
+    _write(_console(), renderables)
+
+
+def _console() -> Console:
+    """Return standard output, wide enough for the tables when it is not a terminal."""
     from rich.console import Console
 
-    _write(Console() if sys.stdout.isatty() else Console(width=140), renderables)
+    return Console() if sys.stdout.isatty() else Console(width=140)
 
 
 def _write(console: Console, renderables: Sequence[object]) -> None:
@@ -138,7 +143,11 @@ def print_front(result: SearchResult, how: str) -> None:
     elif how == "csv":
         print(frame.to_csv(index=False), end="")
     else:
-        _print(*_front_tables(result))
+        from autorank.terminal import plot_for
+
+        console = _console()
+        plot = [plot_for(console, result.header, result.records), ""] if result.points else []
+        _write(console, [*plot, *_front_tables(result)])
 
 
 def _front_tables(result: SearchResult) -> list[object]:
