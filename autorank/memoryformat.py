@@ -1,8 +1,8 @@
 """Convolution weights in the memory format that processors run fastest: channels last.
 
 With the channels of a pixel side by side a forward pass of a ResNet-20 takes half to four fifths of the time, a
-training step 0.6 to 1.2 times as much, by format (`benchmarks/memory_format.py`). PyTorch hands the format on from the weights to the
-activations. Models that call ``view`` on activations do not run in it, so each is tried first.
+training step 0.6 to 1.2 times as much, by format (`benchmarks/memory_format.py`). PyTorch hands the format on from the
+weights to the activations. Models that call ``view`` on activations do not run in it, so each is tried first.
 """
 
 from __future__ import annotations
