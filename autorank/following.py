@@ -50,7 +50,8 @@ class Follower:
         Raises
         ------
         SweepError
-            A line is damaged, or the file cannot be read; the contents stay as they were.
+            A line is damaged, or the file cannot be read; the contents stay as they were, and the next `poll` looks
+            at the whole file again.
         """
         try:
             with self.path.open("rb") as file:
@@ -70,8 +71,14 @@ class Follower:
             raise SweepError(f"cannot read {self.path}: {error.strerror}") from None
         self._position += len(raw)
         *lines, self._rest = (self._rest + raw).split(b"\n")
-        for line in lines:
-            self._reading.take(line)
+        try:
+            for line in lines:
+                self._reading.take(line)
+        except SweepError:
+            known = self.contents
+            self._forget()  # going on behind the damage would leave it out in silence
+            self.contents = known
+            raise
         if lines or anew:
             self.contents = self._reading.contents
         return bool(lines) or anew
@@ -116,12 +123,8 @@ class SweepState:
             return cls("preparing" if running else "stopped")
         trials = [record for record in contents.records if not record.probe]
         total = max(int(contents.header.config.get("trials") or 0), len(trials))
-        if not running:
-            stage: Literal["running", "ended", "stopped"] = "ended" if contents.ended else "stopped"
-        else:
-            stage = "running"
         return cls(
-            stage,
+            "running" if running else "ended" if contents.ended else "stopped",
             len(trials),
             total,
             len(contents.records) - len(trials),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from autorank.captions import counted
 from autorank.errors import AutorankError, ConfigError
 from autorank.front import score_text
+from autorank.terminal import plot_for, standard_output
 from autorank.types import tally
 
 if TYPE_CHECKING:
@@ -22,14 +23,7 @@ if TYPE_CHECKING:
 
 def _print(*renderables: object) -> None:
     """Print to standard output."""
-    _write(_console(), renderables)
-
-
-def _console() -> Console:
-    """Return standard output, wide enough for the tables when it is not a terminal."""
-    from rich.console import Console
-
-    return Console() if sys.stdout.isatty() else Console(width=140)
+    _write(standard_output(), renderables)
 
 
 def _write(console: Console, renderables: Sequence[object]) -> None:
@@ -143,9 +137,7 @@ def print_front(result: SearchResult, how: str) -> None:
     elif how == "csv":
         print(frame.to_csv(index=False), end="")
     else:
-        from autorank.terminal import plot_for
-
-        console = _console()
+        console = standard_output()
         plot = [plot_for(console, result.header, result.records), ""] if result.points else []
         _write(console, [*plot, *_front_tables(result)])
 

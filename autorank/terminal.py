@@ -65,6 +65,13 @@ def front_plot(
     return "\n".join(line.rstrip() for line in text.splitlines())
 
 
+def standard_output() -> Console:
+    """Return standard output, wide enough for tables when it is not a terminal."""
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=140)
+
+
 def plot_for(
     console: Console, header: SweepHeader, records: Sequence[TrialRecord], height: int = _HEIGHT
 ) -> RenderableType:
@@ -119,11 +126,11 @@ def watch(
     SweepError
         There is no such sweep, or its journal is damaged.
     """
-    from rich.console import Console, Group
+    from rich.console import Group
     from rich.live import Live
     from rich.text import Text
 
-    console = console or (Console() if sys.stdout.isatty() else Console(width=140))
+    console = console or standard_output()
     follower = Follower(directory)
     if not Path(directory).is_dir():
         raise SweepError(

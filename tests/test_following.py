@@ -89,6 +89,15 @@ def test_a_damaged_line_is_named_and_what_was_read_stays(tmp_path: Path) -> None
     with pytest.raises(SweepError, match="line 4: not a journal entry"):
         follower.poll()
     assert len(follower.contents.records) == 2
+    grow_again = json.dumps({"event": "trial", "record": RECORDS[2].to_json()}).encode() + b"\n"
+    with (tmp_path / FILE_NAME).open("ab") as file:
+        file.write(grow_again)
+    with pytest.raises(SweepError, match="line 4: not a journal entry"):  # not passed over in silence
+        follower.poll()
+    path = tmp_path / FILE_NAME
+    path.write_bytes(path.read_bytes().replace(b"nonsense\n", b""))
+    assert follower.poll()
+    assert follower.contents.records == RECORDS[:3]
 
 
 def test_it_is_known_whether_a_process_works_on_the_sweep(tmp_path: Path) -> None:
