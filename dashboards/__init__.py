@@ -1,0 +1,1 @@
+"""The live dashboard: every sweep of a folder, beside MLflow in one process."""
