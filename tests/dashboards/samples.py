@@ -10,7 +10,6 @@ from autorank.journal import FILE_NAME, Journal
 from autorank.types import FrontPoint, Plan, SweepHeader, TrialRecord
 from tests.sweep_samples import DENSE, header, points, records
 
-
 BEGAN = 1_700_000_000.0
 """When the first of the sweeps was started; each further one an hour later."""
 
