@@ -48,7 +48,7 @@ Trials = Annotated[int | None, typer.Option(min=1, help="How many plans to try (
 MaxTime = Annotated[str | None, typer.Option(help="Start no trial after this time: 90s, 30m, 1h30m.")]
 Workers = Annotated[int | None, typer.Option(min=1, help="Trials at a time (default: cores / threads).")]
 Executor = Annotated[str | None, typer.Option(help="ray (default), or inline: one process, no Ray, no MLflow.")]
-TrackingUri = Annotated[str | None, typer.Option(help="MLflow server; default: SQLite in the sweep directory.")]
+TrackingUri = Annotated[str | None, typer.Option(help="MLflow server; default: mlflow.db beside the sweep directory.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on standard error.")]
 
 

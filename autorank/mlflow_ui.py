@@ -1,13 +1,58 @@
-"""The one command that opens MLflow on a sweep."""
+"""Where the runs of a sweep stand when no server is named, and the one command that opens MLflow on them."""
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from autorank.run_values import public
+
+DATABASE = "mlflow.db"
+
+
+def default_store(sweep_dir: Path | str) -> str:
+    """Return the address of the database that holds a sweep's runs when none is given.
+
+    ``mlflow.db`` beside the sweep's directory, so that sweeps side by side stand in one list; inside it where one is
+    already, and where nothing can be written beside it.
+    """
+    own = Path(sweep_dir).resolve()
+    shared = own.parent
+    shut = shared.is_dir() and not os.access(shared, os.W_OK) and not os.path.exists(shared / DATABASE)
+    place = own if shut or os.path.exists(own / DATABASE) else shared
+    return f"sqlite:///{place}/{DATABASE}"
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """Return the file of an SQLite address, None for any other."""
+    path = uri.removeprefix("sqlite:///").partition("?")[0]
+    return Path(path).resolve() if uri.startswith("sqlite:///") and path not in ("", ":memory:") else None
+
+
+@contextmanager
+def first_opening(file: Path | None) -> Iterator[None]:
+    """Let one process at a time open the database `file`: MLflow does not bear two that make its tables at once.
+
+    Its directory is made, and locked until the end of the block; other processes wait. None: nothing is done.
+    """
+    if file is None:
+        yield
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(file.parent, os.O_RDONLY)
+    try:
+        with suppress(ImportError, OSError):  # no locks there: the user's promise then
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def ui_command(uri: str) -> str:

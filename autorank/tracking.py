@@ -1,4 +1,4 @@
-"""MLflow: a run for the sweep, a nested run for each trial, figures and tables; the only file that imports mlflow.
+"""MLflow: a run for the sweep, a nested run for each trial, figures and tables.
 
 One thread writes, so that the sweep never waits, and nothing here ever raises into the sweep: the journal is the truth,
 and MLflow is brought up to date from it as soon as it can be (`run_sync`).
@@ -7,20 +7,16 @@ and MLflow is brought up to date from it as soon as it can be (`run_sync`).
 from __future__ import annotations
 
 import logging
-import os
-import shutil
-import sqlite3
-import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from autorank.mlflow_ui import ui_command
-from autorank.run_sync import Metric, Run, SweepRuns, Wanted
-from autorank.run_values import RunValues, public, reason_of
+from autorank.mlflow_store import MlflowRuns, quiet_thread
+from autorank.mlflow_ui import default_store, ui_command
+from autorank.run_sync import SweepRuns, Wanted
+from autorank.run_values import public, reason_of
 from autorank.types import DenseFigures, FrontPoint, SweepHeader, TrialRecord
 
 _log = logging.getLogger("autorank")
@@ -32,122 +28,6 @@ FIGURE_SECONDS = 30.0
 """Least time between two drawings of the figures while a sweep runs."""
 
 _FIGURE_SHARE = 20.0  # at most one second in twenty goes into drawing
-_SETTINGS = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    # Without these a server that is away would hold the writing thread for minutes.
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
-}
-_our_threads: set[int] = set()
-
-
-class _Quiet(logging.Filter):
-    """Keeps what libraries log in our thread off the user's terminal; what other threads log passes."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return record.thread not in _our_threads or record.name.startswith(_log.name)
-
-
-_quiet = _Quiet()
-
-
-def _client(uri: str) -> Any:
-    """Return an MLflow client for `uri`, leaving MLflow's global address and active run alone."""
-    for name, value in _SETTINGS.items():
-        os.environ.setdefault(name, value)
-    from mlflow import MlflowClient
-
-    for handler in logging.getLogger("mlflow").handlers:  # what alembic and sqlalchemy log goes through them as well
-        handler.addFilter(_quiet)
-    logging.getLogger("urllib3.connectionpool").addFilter(_quiet)
-    return MlflowClient(uri)
-
-
-def _sqlite_file(uri: str) -> Path | None:
-    """Return the file of an SQLite address, None for any other."""
-    path = uri.removeprefix("sqlite:///").partition("?")[0]
-    return Path(path).resolve() if uri.startswith("sqlite:///") and path not in ("", ":memory:") else None
-
-
-def _write_ahead(file: Path) -> None:
-    """Switch the database to write-ahead logging, so that readers (the UI) and the writer do not block each other."""
-    connection = sqlite3.connect(file, timeout=20)
-    try:
-        connection.execute("PRAGMA journal_mode=WAL")
-    finally:
-        connection.close()
-
-
-class _MlflowRuns:
-    """`run_sync.Runs` in one experiment of an MLflow store."""
-
-    def __init__(self, uri: str, experiment: str) -> None:
-        file, location = _sqlite_file(uri), None
-        if file is not None:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            _write_ahead(file)
-            location = (file.parent / "mlartifacts").as_uri()
-        self.client = _client(uri)
-        found = self.client.get_experiment_by_name(experiment)
-        if found is not None and found.lifecycle_stage != "active":
-            raise RuntimeError(f"experiment {experiment!r} is deleted there: restore it, or give another name")
-        self.experiment = found.experiment_id if found else self.client.create_experiment(experiment, location)
-
-    def find(self, tags: Mapping[str, str]) -> list[Run]:
-        # Values with a quote in them cannot be said in MLflow's filter language, so all are compared here once more.
-        said = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items() if "'" not in value)
-        return [run for run in self._search(said) if all(run.tags.get(k) == v for k, v in tags.items())]
-
-    def _search(self, condition: str) -> Iterator[Run]:
-        token = None
-        while True:
-            page = self.client.search_runs([self.experiment], condition, max_results=1000, page_token=token)
-            for run in page:
-                info, data = run.info, run.data
-                yield Run(info.run_id, info.status, info.start_time, dict(data.tags), dict(data.metrics))
-            token = page.token
-            if not token:
-                return
-
-    def steps(self, run: Run, metric: str) -> int:
-        return len(self.client.get_metric_history(run.id, metric))
-
-    def create(self, values: RunValues, tags: Mapping[str, str]) -> Run:
-        labels = {**values.tags, **tags}
-        made = self.client.create_run(self.experiment, start_time=values.start, tags=labels, run_name=values.name)
-        return Run(made.info.run_id, made.info.status, values.start, labels, {})
-
-    def write(self, run: Run, metrics: Sequence[Metric], tags: Mapping[str, str], params: Mapping[str, str]) -> None:
-        from mlflow import entities
-
-        points = [entities.Metric(name, value, when, step) for name, value, step, when in metrics]
-        settings = [entities.Param(name, value) for name, value in params.items()]
-        labels = [entities.RunTag(name, value) for name, value in tags.items()]
-        while points or settings or labels:  # MLflow takes 1000 entries at once, of them 100 params and 100 tags
-            self.client.log_batch(run.id, points[:800], settings[:100], labels[:100])
-            points, settings, labels = points[800:], settings[100:], labels[100:]
-
-    def drop_tag(self, run: Run, tag: str) -> None:
-        self.client.delete_tag(run.id, tag)
-
-    def files(self, run: Run, files: Mapping[str, str | bytes | Path], folder: str = "") -> None:
-        with tempfile.TemporaryDirectory() as place:
-            for name, content in files.items():
-                if isinstance(content, Path):
-                    shutil.copyfile(content, Path(place, name))
-                else:
-                    Path(place, name).write_bytes(content.encode() if isinstance(content, str) else content)
-            self.client.log_artifacts(run.id, place, folder or None)
-
-    def set_status(self, run: Run, status: str, when: int) -> None:
-        if status == "RUNNING":
-            self.client.update_run(run.id, status=status)
-        else:
-            self.client.set_terminated(run.id, status, when)
-
-    def delete(self, run: Run) -> None:
-        self.client.delete_run(run.id)
 
 
 class Tracker:
@@ -156,15 +36,15 @@ class Tracker:
     Parameters
     ----------
     uri : str or None
-        Address of an MLflow server or database. None: ``mlflow.db`` in the sweep's directory, in write-ahead mode, with
-        the artifacts in ``mlartifacts`` beside it.
+        Address of an MLflow server or database. None: `default_store`, in write-ahead mode, with the artifacts in
+        ``mlartifacts`` beside it.
     sweep_dir : Path
     experiment : str
         Name of the MLflow experiment; made when it does not exist.
     """
 
     def __init__(self, uri: str | None, sweep_dir: Path, experiment: str = "autorank") -> None:
-        self._uri = uri or f"sqlite:///{Path(sweep_dir).resolve()}/mlflow.db"
+        self._uri = uri or default_store(sweep_dir)
         self._experiment = experiment
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -308,45 +188,47 @@ class Tracker:
                 _log.info("MLflow is still being written in the background")
 
     def _work(self) -> None:
-        _our_threads.add(threading.get_ident())
-        store: SweepRuns | None = None
-        undrawn = False
         try:
-            while True:
-                with self._changed:
-                    while not self._closing and (pause := self._pause(undrawn)) > 0:
-                        self._changed.wait(min(pause, 3600.0))
-                    wanted, asked = self._wanted, self._asked
-                    last = self._closing
-                    draw = last or self._draw_now or time.monotonic() >= self._draw_at
-                    self._draw_now = False
-                    hopeless = self._tried == asked and time.monotonic() < self._not_before
-                    written = self._done == asked and not undrawn
-                if wanted is None or (last and (written or hopeless)):
-                    return
-                try:
-                    begun = time.monotonic()
-                    if store is None:
-                        store = SweepRuns(_MlflowRuns(self._uri, self._experiment), wanted.header)
-                    store.sync(wanted, draw and bool(wanted.records))
-                    if draw and wanted.records:
-                        spent = time.monotonic() - begun
-                        self._draw_at = time.monotonic() + max(FIGURE_SECONDS, _FIGURE_SHARE * spent)
-                    undrawn = not draw
-                except Exception as error:
-                    store = None  # what it believes to stand there may be wrong now
-                    self._settle(asked, 0, error)
-                else:
-                    self._settle(asked, len(store.touched), None)
-                    store.touched.clear()
-                if last:
-                    return
+            with quiet_thread():
+                self._write_all()
         finally:
-            _our_threads.discard(threading.get_ident())
             with self._changed:
                 self._thread = None
                 self._tried = self._asked
                 self._changed.notify_all()
+
+    def _write_all(self) -> None:
+        store: SweepRuns | None = None
+        undrawn = False
+        while True:
+            with self._changed:
+                while not self._closing and (pause := self._pause(undrawn)) > 0:
+                    self._changed.wait(min(pause, 3600.0))
+                wanted, asked = self._wanted, self._asked
+                last = self._closing
+                draw = last or self._draw_now or time.monotonic() >= self._draw_at
+                self._draw_now = False
+                hopeless = self._tried == asked and time.monotonic() < self._not_before
+                written = self._done == asked and not undrawn
+            if wanted is None or (last and (written or hopeless)):
+                return
+            try:
+                begun = time.monotonic()
+                if store is None:
+                    store = SweepRuns(MlflowRuns(self._uri, self._experiment), wanted.header)
+                store.sync(wanted, draw and bool(wanted.records))
+                if draw and wanted.records:
+                    spent = time.monotonic() - begun
+                    self._draw_at = time.monotonic() + max(FIGURE_SECONDS, _FIGURE_SHARE * spent)
+                undrawn = not draw
+            except Exception as error:
+                store = None  # what it believes to stand there may be wrong now
+                self._settle(asked, 0, error)
+            else:
+                self._settle(asked, len(store.touched), None)
+                store.touched.clear()
+            if last:
+                return
 
     def _pause(self, undrawn: bool) -> float:
         """Return how many seconds the thread may sleep. Holds the lock."""

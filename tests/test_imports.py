@@ -32,7 +32,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("trial", "trialfiles"),
     ("journal", "reuse", "following"),
     ("captions", "scene", "figures", "figures_html", "figures_png"),
-    ("run_values", "run_sync", "mlflow_ui", "tracking"),
+    ("run_values", "run_sync", "mlflow_ui", "mlflow_store", "tracking"),
     ("beforehand", "prepare", "finish", "inline", "orchestrate", "driver"),
     ("comparing", "artifacts", "exportdir", "exporter", "weightfile", "report", "export"),
     ("terminal",),
@@ -44,7 +44,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
 LEVELS = {name: level for level, room in enumerate(ROOMS) for name in room}
 
 # Library → the only modules that may import it, in functions or outside.
-ONLY = {"ray": {"autorank.orchestrate"}, "mlflow": {"autorank.tracking"}}
+ONLY = {"ray": {"autorank.orchestrate"}, "mlflow": {"autorank.mlflow_store"}}
 
 # Loaded where they are needed, inside functions, so that a small sweep does not pay for them.
 LAZY = frozenset(

@@ -20,6 +20,7 @@ import autorank
 from autorank import demo
 from autorank.errors import ConfigError, EmptyFrontError, SweepError
 from autorank.journal import FILE_NAME, read
+from autorank.mlflow_ui import default_store
 from autorank.types import TrialRecord
 
 QUICK: dict[str, Any] = {
@@ -140,7 +141,7 @@ def test_ray_uses_several_workers_and_leaves_no_scratch(on_ray: autorank.SearchR
 def test_mlflow_holds_the_sweep(on_ray: autorank.SearchResult) -> None:
     from mlflow import MlflowClient
 
-    client = MlflowClient(f"sqlite:///{on_ray.directory / 'mlflow.db'}")
+    client = MlflowClient(default_store(on_ray.directory))
     experiments = client.search_experiments(filter_string="name = 'autorank'")
     runs = client.search_runs([experiments[0].experiment_id], max_results=100)
     children = [run for run in runs if "mlflow.parentRunId" in run.data.tags]

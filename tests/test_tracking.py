@@ -11,6 +11,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.parse
 import urllib.request
@@ -21,11 +22,12 @@ import pandas
 import pytest
 
 from autorank.front import front_of, recommend
-from autorank.mlflow_ui import ui_command
+from autorank.mlflow_store import MlflowRuns
+from autorank.mlflow_ui import default_store, ui_command
 from autorank.run_sync import SweepRuns, Wanted
 from autorank.run_values import trial_name
 from autorank.scene import hypervolumes
-from autorank.tracking import Tracker, _MlflowRuns
+from autorank.tracking import Tracker
 from autorank.types import Plan
 from tests.sweep_samples import DENSE, HOSTILE, SECRET, header, points, records
 
@@ -43,7 +45,7 @@ class Store:
         self.uri = f"sqlite:///{directory}/mlflow.db"
         note = directory / "note.txt"
         note.write_text("kept")
-        self.tracker = Tracker(None, directory)
+        self.tracker = Tracker(None, directory / "sweep")
         self.tracker.start(HEAD)
         for record in DONE:
             self.tracker.log(record)
@@ -325,7 +327,7 @@ def test_trial_that_was_run_again_replaces_the_old_one(store):
     assert store.runs("mended")[1][again.number].data.tags["plan_id"] == again.plan_id
 
 
-class BreakingRuns(_MlflowRuns):
+class BreakingRuns(MlflowRuns):
     """A real store that goes away after so many writings."""
 
     def __init__(self, uri: str, left: int) -> None:
@@ -341,7 +343,7 @@ class BreakingRuns(_MlflowRuns):
 def _breaking(name):
     def method(self, *args, **kwargs):
         self._spend()
-        return getattr(_MlflowRuns, name)(self, *args, **kwargs)
+        return getattr(MlflowRuns, name)(self, *args, **kwargs)
 
     return method
 
@@ -370,8 +372,8 @@ def test_writing_that_broke_off_anywhere_is_completed(store, unbroken, share):
     final = final_of(f"broken-{share}")
     with pytest.raises(ConnectionError, match="gone"):
         SweepRuns(BreakingRuns(store.uri, int(share * writings)), final.header).sync(final, draw=True)
-    SweepRuns(_MlflowRuns(store.uri, "autorank"), final.header).sync(final, draw=True)
-    again = SweepRuns(_MlflowRuns(store.uri, "autorank"), final.header)
+    SweepRuns(MlflowRuns(store.uri, "autorank"), final.header).sync(final, draw=True)
+    again = SweepRuns(MlflowRuns(store.uri, "autorank"), final.header)
     again.sync(final, draw=True)
     assert not again.touched
     assert store.dump(final.header.sweep_id) == whole
@@ -419,7 +421,7 @@ from autorank.tracking import Tracker
 from tests.sweep_samples import header, records
 assert "mlflow" not in sys.modules
 head = header()
-tracker = Tracker(None, Path(sys.argv[1]))
+tracker = Tracker(None, Path(sys.argv[1], "sweep"))
 tracker.start(head)
 for record in records(head, 3):
     tracker.log(record)
@@ -434,6 +436,84 @@ def test_a_sweep_prints_nothing(tmp_path):
     done = run_python(QUIET, str(tmp_path))
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert {path.name for path in tmp_path.iterdir()} >= {"mlflow.db", "mlartifacts"}
+
+
+TOGETHER = """
+import sys
+from pathlib import Path
+from autorank.tracking import Tracker
+from tests.sweep_samples import header, points, records
+head = header(sweep_id=Path(sys.argv[1]).name)
+done = records(head, 12)
+tracker = Tracker(None, Path(sys.argv[1]))
+import mlflow
+print("ready", flush=True)
+sys.stdin.readline()
+tracker.start(head)
+for record in done:
+    tracker.log(record)
+tracker.finish(points(head, done))
+tracker.close()
+sys.exit(tracker.problem or 0)
+"""
+
+
+def test_sweeps_side_by_side_make_and_fill_one_database_at_once(tmp_path):
+    names = ("first", "second", "third")
+    root = Path(__file__).resolve().parents[1]
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", TOGETHER, str(tmp_path / name)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=root,
+        )
+        for name in names
+    ]
+    for process in running:
+        assert process.stdout.readline() == "ready\n", process.stderr.read()
+    for process in running:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    ended = [process.communicate() for process in running]
+    assert [(process.returncode, *said) for process, said in zip(running, ended, strict=True)] == [(0, "", "")] * 3
+    both = Store.__new__(Store)
+    both.directory, both.uri = tmp_path, f"sqlite:///{tmp_path}/mlflow.db"
+    for name in names:
+        parent, trials = both.runs(name)
+        assert parent.info.status == "FINISHED"
+        assert len(trials) == 12
+
+
+def test_default_store_is_beside_the_sweep(tmp_path):
+    sweep = tmp_path / "sweeps" / "one"
+    shared = f"sqlite:///{tmp_path}/sweeps/mlflow.db"
+    assert default_store(sweep) == shared  # nothing is there yet
+    sweep.mkdir(parents=True)
+    assert default_store(sweep) == shared
+    assert default_store(os.path.relpath(sweep)) == shared
+    (sweep / "mlflow.db").touch()
+    assert default_store(sweep) == f"sqlite:///{sweep}/mlflow.db"
+
+
+SHUT = """
+import os, sys
+from pathlib import Path
+from autorank.mlflow_ui import default_store
+if os.geteuid() == 0:
+    os.setuid(65534)  # root may write anywhere
+print(default_store(Path(sys.argv[1])))
+"""
+
+
+def test_default_store_is_in_the_sweep_where_nothing_may_be_written_beside_it():
+    with tempfile.TemporaryDirectory() as place:  # pytest's own directories are shut to others than root
+        sweep = Path(place).resolve() / "one"
+        sweep.mkdir()
+        Path(place).chmod(0o555)
+        assert run_python(SHUT, str(sweep)).stdout == f"sqlite:///{sweep}/mlflow.db\n"
 
 
 def free_port() -> int:
@@ -554,7 +634,7 @@ def test_ui_command_serves_the_sweep_and_takes_another_over_http(store, written,
 
 def test_ui_command_is_one_line_for_the_shell(tmp_path):
     hostile = tmp_path / "a b; echo $(id) '"
-    command = Tracker(None, hostile).ui_command
+    command = Tracker(None, hostile / "sweep").ui_command
     words = subprocess.run(
         ["bash", "-c", f"printf '%s\\n' {command.partition(' ')[2]}"], capture_output=True, text=True, check=True
     ).stdout.splitlines()

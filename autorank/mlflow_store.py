@@ -1,0 +1,151 @@
+"""Runs in one experiment of an MLflow store, by explicit ids: MLflow's own address and active run are left alone."""
+
+# ruff: noqa: D102 (what the methods do is said in `run_sync.Runs`)
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sqlite3
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from autorank.mlflow_ui import first_opening, sqlite_file
+from autorank.run_sync import Metric, Run
+from autorank.run_values import RunValues
+
+_SETTINGS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    # Without these a server that is away would hold the writing thread for minutes.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
+}
+_quiet_threads: set[int] = set()
+
+
+class _Quiet(logging.Filter):
+    """Keeps what libraries log in our thread off the user's terminal; what other threads log passes."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.thread not in _quiet_threads or record.name.startswith("autorank")
+
+
+_quiet = _Quiet()
+
+
+@contextmanager
+def quiet_thread() -> Iterator[None]:
+    """Keep what libraries log in this thread off the user's terminal."""
+    _quiet_threads.add(threading.get_ident())
+    try:
+        yield
+    finally:
+        _quiet_threads.discard(threading.get_ident())
+
+
+def _client(uri: str) -> Any:
+    """Return an MLflow client for `uri`, leaving MLflow's global address and active run alone."""
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient
+
+    for handler in logging.getLogger("mlflow").handlers:  # what alembic and sqlalchemy log goes through them as well
+        handler.addFilter(_quiet)
+    logging.getLogger("urllib3.connectionpool").addFilter(_quiet)
+    return MlflowClient(uri)
+
+
+def _write_ahead(file: Path) -> None:
+    """Switch the database to write-ahead logging, so that readers (the UI) and the writer do not block each other."""
+    connection = sqlite3.connect(file, timeout=20)
+    try:
+        connection.execute("PRAGMA journal_mode=WAL")
+    finally:
+        connection.close()
+
+
+class MlflowRuns:
+    """`run_sync.Runs` in one experiment of an MLflow store."""
+
+    def __init__(self, uri: str, experiment: str) -> None:
+        file = sqlite_file(uri)
+        location = None if file is None else (file.parent / "mlartifacts").as_uri()
+        with first_opening(file):
+            if file is not None:
+                _write_ahead(file)
+            self.client = _client(uri)
+            found = self._experiment(experiment, location)
+        if found.lifecycle_stage != "active":
+            raise RuntimeError(f"experiment {experiment!r} is deleted there: restore it, or give another name")
+        self.experiment = found.experiment_id
+
+    def _experiment(self, name: str, location: str | None) -> Any:
+        found = self.client.get_experiment_by_name(name)
+        if found is None:
+            try:
+                self.client.create_experiment(name, location)
+            except Exception:  # made by somebody else meanwhile, where it is there now
+                if (found := self.client.get_experiment_by_name(name)) is None:
+                    raise
+        return found or self.client.get_experiment_by_name(name)
+
+    def find(self, tags: Mapping[str, str]) -> list[Run]:
+        # Values with a quote in them cannot be said in MLflow's filter language, so all are compared here once more.
+        said = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items() if "'" not in value)
+        return [run for run in self._search(said) if all(run.tags.get(k) == v for k, v in tags.items())]
+
+    def _search(self, condition: str) -> Iterator[Run]:
+        token = None
+        while True:
+            page = self.client.search_runs([self.experiment], condition, max_results=1000, page_token=token)
+            for run in page:
+                info, data = run.info, run.data
+                yield Run(info.run_id, info.status, info.start_time, dict(data.tags), dict(data.metrics))
+            token = page.token
+            if not token:
+                return
+
+    def steps(self, run: Run, metric: str) -> int:
+        return len(self.client.get_metric_history(run.id, metric))
+
+    def create(self, values: RunValues, tags: Mapping[str, str]) -> Run:
+        labels = {**values.tags, **tags}
+        made = self.client.create_run(self.experiment, start_time=values.start, tags=labels, run_name=values.name)
+        return Run(made.info.run_id, made.info.status, values.start, labels, {})
+
+    def write(self, run: Run, metrics: Sequence[Metric], tags: Mapping[str, str], params: Mapping[str, str]) -> None:
+        from mlflow import entities
+
+        points = [entities.Metric(name, value, when, step) for name, value, step, when in metrics]
+        settings = [entities.Param(name, value) for name, value in params.items()]
+        labels = [entities.RunTag(name, value) for name, value in tags.items()]
+        while points or settings or labels:  # MLflow takes 1000 entries at once, of them 100 params and 100 tags
+            self.client.log_batch(run.id, points[:800], settings[:100], labels[:100])
+            points, settings, labels = points[800:], settings[100:], labels[100:]
+
+    def drop_tag(self, run: Run, tag: str) -> None:
+        self.client.delete_tag(run.id, tag)
+
+    def files(self, run: Run, files: Mapping[str, str | bytes | Path], folder: str = "") -> None:
+        with tempfile.TemporaryDirectory() as place:
+            for name, content in files.items():
+                if isinstance(content, Path):
+                    shutil.copyfile(content, Path(place, name))
+                else:
+                    Path(place, name).write_bytes(content.encode() if isinstance(content, str) else content)
+            self.client.log_artifacts(run.id, place, folder or None)
+
+    def set_status(self, run: Run, status: str, when: int) -> None:
+        if status == "RUNNING":
+            self.client.update_run(run.id, status=status)
+        else:
+            self.client.set_terminated(run.id, status, when)
+
+    def delete(self, run: Run) -> None:
+        self.client.delete_run(run.id)
