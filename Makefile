@@ -22,7 +22,7 @@ demo: setup
 test: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	@$(BIN)/mypy
-	@$(BIN)/python -m pytest -q -n auto --maxprocesses 4
+	@$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadgroup
 
 lint: setup
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .

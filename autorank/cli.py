@@ -232,6 +232,26 @@ def watch(
 
 
 @app.command()
+def dashboard(
+    places: Annotated[
+        list[Path] | None, typer.Argument(help="Sweep directories, or directories of sweeps (default: sweeps).")
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port (default: the first free one from 5000 on).")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; 127.0.0.1 is this machine alone.")] = "127.0.0.1",
+    tracking_uri: Annotated[
+        str | None, typer.Option(help="MLflow server or database (default: the database beside the sweeps).")
+    ] = None,
+    browser: Annotated[bool, typer.Option(help="Open the page in the browser.")] = True,
+) -> None:
+    """Serve the live dashboard and MLflow, in one process on one port, until Ctrl-C."""
+    from autorank.dashboards.server import serve
+
+    serve(places or [Path("sweeps")], host=host, port=port, tracking_uri=tracking_uri, browse=browser, say=typer.echo)
+
+
+@app.command()
 def export(
     sweep: Sweep,
     point: Annotated[
