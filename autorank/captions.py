@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import lru_cache
 
-from autorank.types import FrontPoint, Plan, SweepHeader, TrialRecord
+from autorank.types import Choice, FrontPoint, Plan, SweepHeader, TrialRecord
 
 COST_LABELS = {
     "macs_kept": "MACs kept",
@@ -18,8 +19,22 @@ _HOVER_LAYERS = 8
 
 def clean(text: object, limit: int = 120) -> str:
     """Return `text` on one line without control characters, cut to `limit` characters."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+    return _clean(str(text), limit)
+
+
+# A thousand trials name the same layers and choices again and again.
+@lru_cache(maxsize=4096)
+def _clean(line: str, limit: int) -> str:
+    if not line.isprintable():
+        line = "".join(c if c.isprintable() else " " for c in line)
+    line = " ".join(line.split())
     return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+@lru_cache(maxsize=4096)
+def choice_text(choice: Choice) -> str:
+    """Return a choice in short: ``tucker2(8×4)``."""
+    return clean(choice, 50)
 
 
 def plan_text(plan: Plan) -> str:
@@ -31,7 +46,7 @@ def plan_text(plan: Plan) -> str:
 
 def score_label(header: SweepHeader, split: str = "validation") -> str:
     """Return the label of the score's axis, with its unit where it is known."""
-    unit = UNITS.get(header.metric.lower())
+    unit = unit_of(header)
     remarks = [unit] if unit else []
     remarks += ["lower is better"] if header.direction == "min" else []
     return f"{split} {clean(header.metric, 40)}" + (f" ({', '.join(remarks)})" if remarks else "")
@@ -40,6 +55,21 @@ def score_label(header: SweepHeader, split: str = "validation") -> str:
 def cost_label(name: str) -> str:
     """Return the label of the axis of a ``*_kept`` ratio."""
     return f"{COST_LABELS.get(name, name)} (compressed ÷ dense)"
+
+
+def unit_of(header: SweepHeader) -> str:
+    """Return the unit of the score; empty where it has none that is known."""
+    return UNITS.get(header.metric.lower(), "")
+
+
+def value_label(header: SweepHeader, name: str) -> str:
+    """Return the label of an axis: the score's, or that of a ``*_kept`` ratio."""
+    return score_label(header) if name == "score" else cost_label(name)
+
+
+def value_name(header: SweepHeader, name: str) -> str:
+    """Return what a record's value is called, without its unit."""
+    return clean(header.metric, 40) if name == "score" else COST_LABELS.get(name, name)
 
 
 def group_of(record: TrialRecord) -> str:
@@ -65,7 +95,7 @@ def counted(number: float) -> str:
 
 def hover(header: SweepHeader, record: TrialRecord, point: FrontPoint | None = None) -> tuple[str, ...]:
     """Return the lines that explain a trial, as plain text (never markup)."""
-    unit = UNITS.get(header.metric.lower(), "")
+    unit = unit_of(header)
     lines = [f"trial {record.number} · {plan_text(record.plan)} · {record.fidelity.label}"]
     if record.status == "pruned":
         lines.append("stopped early" + (f": {clean(record.reason)}" if record.reason else ""))
@@ -78,11 +108,11 @@ def hover(header: SweepHeader, record: TrialRecord, point: FrontPoint | None = N
         lines.append(f"before recovery {record.score_before:.4g} {unit}".rstrip())
     if point is not None and point.test_score is not None:
         lines.append(f"test {point.test_score:.4g} {unit}".rstrip())
-    lines += [f"{COST_LABELS.get(name, clean(name))} {value:.3f}" for name, value in record.kept.items()]
+    lines += [f"{COST_LABELS.get(name) or clean(name)} {value:.3f}" for name, value in record.kept.items()]
     if point is not None and point.latency_ms is not None:
         lines.append(f"measured latency {point.latency_ms:.3g} ms")
     layers = record.plan.layers
-    lines += [f"{clean(name, 50)}: {clean(choice, 50)}" for name, choice in layers[:_HOVER_LAYERS]]
+    lines += [f"{clean(name, 50)}: {choice_text(choice)}" for name, choice in layers[:_HOVER_LAYERS]]
     if len(layers) > _HOVER_LAYERS:
         lines.append(f"… and {len(layers) - _HOVER_LAYERS} more layers")
     return tuple(lines)

@@ -1,8 +1,9 @@
 """Figures and tables of a sweep, from its header and records alone; pure.
 
-Interactive figures are one self-contained HTML file each (`figures_html`), still ones PNG (`figures_png`); what they
-show is worked out once, in `scene`. All take the records in the order in which the trials finished, and any number of
-them, none included. Names of layers, formats and metrics are shown as text, never as markup.
+Interactive figures (`plotting`) are one self-contained HTML file each (`figures_html`), still ones PNG (`figures_png`);
+what they show is worked out once for both, as in `scene`. All take the records in the order in which the trials
+finished, and any number of them, none included. Names of layers, formats and metrics are shown as text, never as
+markup.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from autorank.captions import clean, plan_text
-from autorank.scene import hypervolumes, scene
+from autorank.growth import growth
+from autorank.plotting import hypervolume_figure, pareto_figure
+from autorank.scene import scene
 from autorank.types import FrontPoint, SweepHeader, TrialRecord
 
 if TYPE_CHECKING:
@@ -63,9 +66,10 @@ def pareto_html(header: SweepHeader, records: Sequence[TrialRecord], front: Sequ
     str
         About 4.7 MB: plotly.js is in it, and the page may load nothing else.
     """
-    from autorank.figures_html import pareto_page
+    from autorank.figures_html import figure_page
 
-    return pareto_page(scene(header, records, front))
+    shown = scene(header, records, front)
+    return figure_page(pareto_figure(shown), f"{shown.title} — {shown.subtitle}")
 
 
 def pareto_png(header: SweepHeader, records: Sequence[TrialRecord], front: Sequence[TrialRecord | FrontPoint]) -> bytes:
@@ -75,34 +79,18 @@ def pareto_png(header: SweepHeader, records: Sequence[TrialRecord], front: Seque
     return pareto_image(scene(header, records, front))
 
 
-def _volume_title(header: SweepHeader, volumes: Sequence[float]) -> tuple[str, str]:
-    axes = " × ".join(clean(header.metric, 40) if o.name == "score" else o.name for o in header.objectives)
-    last = f" · now {volumes[-1]:.4g}" if volumes else ""
-    return "hypervolume over trials", f"{clean(header.sweep_id, 60)} · {axes}{last}"
-
-
 def hypervolume_html(header: SweepHeader, records: Sequence[TrialRecord]) -> str:
-    """Return the hypervolume of the front after each finished trial, as one HTML file."""
-    from autorank.figures_html import hypervolume_page
+    """Return the hypervolume of the front against finished trials and against time, as one HTML file."""
+    from autorank.figures_html import figure_page
 
-    volumes = hypervolumes(header, records)
-    hover = [
-        (
-            f"after {i} trials: {volume:.4g}",
-            f"trial {record.number}, {record.status} · {plan_text(record.plan)}",
-            f"{max(0.0, record.started + sum(record.seconds.values()) - header.created) / 60:.1f} min after the start",
-        )
-        for i, (volume, record) in enumerate(zip(volumes, records, strict=True), 1)
-    ]
-    return hypervolume_page(*_volume_title(header, volumes), volumes, hover)
+    return figure_page(hypervolume_figure(header, records), f"hypervolume — {clean(header.sweep_id, 60)}")
 
 
 def hypervolume_png(header: SweepHeader, records: Sequence[TrialRecord]) -> bytes:
-    """Return the hypervolume of the front after each finished trial, as PNG."""
+    """Return the hypervolume of the front against finished trials and against time, as PNG."""
     from autorank.figures_png import hypervolume_image
 
-    volumes = hypervolumes(header, records)
-    return hypervolume_image(*_volume_title(header, volumes), volumes)
+    return hypervolume_image(growth(header, records))
 
 
 def front_table(header: SweepHeader, points: Sequence[FrontPoint]) -> DataFrame:

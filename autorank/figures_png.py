@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from autorank.growth import Growth
 from autorank.scene import OKABE_ITO, Kind, Mark, Scene
 
 if TYPE_CHECKING:
@@ -38,13 +38,17 @@ def _canvas(title: str, subtitle: str, x: str, y: str) -> tuple[Figure, Axes]:
     figure.text(0.02, 0.908, _plain(subtitle), fontsize=9, color=_SOFT, va="center")
     axes.set_xlabel(_plain(x), fontsize=10.5, color=_INK, labelpad=7)
     axes.set_ylabel(_plain(y), fontsize=10.5, color=_INK, labelpad=7)
+    _styled(axes)
+    return figure, axes
+
+
+def _styled(axes: Axes) -> None:
     axes.grid(True, color=_GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(colors=_SOFT, labelsize=9, length=0)
     for side, spine in axes.spines.items():
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color("#c9ced4")
-    return figure, axes
 
 
 def _bytes(figure: Figure) -> bytes:
@@ -178,15 +182,22 @@ def pareto_image(scene: Scene) -> bytes:
     return _bytes(figure)
 
 
-def hypervolume_image(title: str, subtitle: str, volumes: Sequence[float]) -> bytes:
-    """Return the hypervolume after each finished trial as PNG."""
-    figure, axes = _canvas(title, subtitle, "finished trials", "hypervolume of the front")
-    axes.set_position((0.085, 0.115, 0.885, 0.745))
-    steps = range(1, len(volumes) + 1)
-    axes.plot(steps, volumes, color=OKABE_ITO[0], linewidth=1.8, drawstyle="steps-post")
-    axes.fill_between(steps, volumes, step="post", color=OKABE_ITO[0], alpha=0.1, linewidth=0)
-    axes.set_xlim(0, max(len(volumes), 1) * 1.02)
-    axes.set_ylim(0, max([*volumes, 1e-9]) * 1.06)
-    if not volumes:
-        axes.text(0.5, 0.5, "no finished trial yet", transform=axes.transAxes, ha="center", color=_SOFT, fontsize=12)
+def hypervolume_image(shown: Growth) -> bytes:
+    """Return the hypervolume against finished trials and against time as PNG."""
+    from matplotlib.ticker import MaxNLocator
+
+    figure, axes = _canvas(shown.title, shown.subtitle, "", "hypervolume of the front")
+    axes.set_position((0.075, 0.115, 0.435, 0.745))
+    second = figure.add_axes((0.545, 0.115, 0.435, 0.745), sharey=axes)
+    _styled(second)
+    second.tick_params(labelleft=False)
+    for panel, (label, values) in zip((axes, second), shown.panels, strict=True):
+        panel.set_xlabel(label, fontsize=10.5, color=_INK, labelpad=7)
+        panel.plot(values, shown.volumes, color=OKABE_ITO[0], linewidth=1.8, drawstyle="steps-post")
+        panel.fill_between(values, shown.volumes, step="post", color=OKABE_ITO[0], alpha=0.1, linewidth=0)
+        panel.xaxis.set_major_locator(MaxNLocator(integer=values is not shown.times))
+        panel.set_xlim(0, max([*values, 1e-9]) * 1.02)
+    axes.set_ylim(0, max([*shown.volumes, 1e-9]) * 1.06)
+    if not shown.volumes:
+        figure.text(0.5, 0.5, "no finished trial yet", ha="center", color=_SOFT, fontsize=12)
     return _bytes(figure)

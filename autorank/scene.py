@@ -7,9 +7,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from autorank.captions import COST_LABELS, UNITS, clean, cost_label, counted, group_of, hover, score_label
-from autorank.errors import EmptyFrontError
-from autorank.front import eligible, front_of, hypervolume, knee, non_dominated, recommended, reference_point, values
+from autorank.captions import clean, counted, group_of, hover, unit_of, value_label, value_name
+from autorank.errors import ConfigError, EmptyFrontError
+from autorank.front import (
+    COSTS,
+    eligible,
+    front_of,
+    hypervolume,
+    knee,
+    non_dominated,
+    point_dominates,
+    recommended,
+    reference_point,
+    values,
+)
 from autorank.types import Direction, Fidelity, FrontPoint, Objective, SweepHeader, TrialRecord, tally
 
 Kind = Literal["full", "partial", "pruned"]
@@ -20,15 +31,23 @@ OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#56B4E9", "#D55E00")
 MIXED = "#CC79A7"
 GREY = "#8A8A8A"
 
+AXES = ("score", *COSTS.values())
+"""The values of a record that may stand on an axis."""
+
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """One axis: the record's value it shows, its label with the unit, and the range drawn at first."""
+    """One axis: the value it shows, its label with the unit, the range drawn at first, and where better is."""
 
     name: str
     label: str
     low: float
     high: float
+    direction: Direction = "min"
+
+    def place(self, value: float) -> float:
+        """Return where `value` lies: 0 at the low end, 1 at the high one."""
+        return (value - self.low) / (self.high - self.low)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +77,10 @@ class Scene:
     third : str
         Label of the third objective, which the size of the marks shows; empty where there are two.
     marks : tuple of Mark
-        In the order in which the trials finished.
+        In the order in which the trials finished; `on_front` says who is on the front of the sweep's own objectives.
     line : tuple of (x, y)
-        Corners of the staircase through the trials that nobody beats in these two axes.
+        Corners of the staircase through the members of the front that no other member beats in these two axes.
     dense : (x, y)
-    y_direction : Direction
-        Whether up is better.
     knee, recommended : Mark or None
     """
 
@@ -76,7 +93,6 @@ class Scene:
     marks: tuple[Mark, ...]
     line: tuple[tuple[float, float], ...]
     dense: tuple[float, float]
-    y_direction: Direction = "max"
     knee: Mark | None = None
     recommended: Mark | None = None
 
@@ -90,12 +106,12 @@ class Scene:
         return tuple((mark, f"#{mark.number} {word}") for mark, word in named if mark is not None)
 
     def free_side(self, mark: Mark) -> tuple[int, int]:
-        """Return the direction (right, up) from `mark` where a label hides least: beyond the front, not at the left."""
-        beyond = 1 if self.y_direction == "max" else -1
-        if (mark.x - self.x.low) > 0.25 * (self.x.high - self.x.low):
-            return -1, beyond
-        height = (mark.y - self.y.low) / (self.y.high - self.y.low)
-        return 1, -beyond if 0.12 < height < 0.88 else 0
+        """Return the direction (right, up) from `mark` where a label hides least: beyond the front, not at the edge."""
+        right, up = (1 if axis.direction == "max" else -1 for axis in (self.x, self.y))
+        across = self.x.place(mark.x)
+        if (across if right < 0 else 1 - across) > 0.25:
+            return right, up
+        return -right, -up if 0.12 < self.y.place(mark.y) < 0.88 else 0
 
     @property
     def groups(self) -> dict[str, str]:
@@ -126,11 +142,16 @@ def hypervolumes(header: SweepHeader, records: Sequence[TrialRecord]) -> tuple[f
     front: tuple[TrialRecord, ...] = ()
     highest: Fidelity | None = None
     volume, volumes = 0.0, []
+
+    def beaten(record: TrialRecord) -> bool:
+        point = values(record, header.objectives)
+        return any(point_dominates(values(other, header.objectives), point, directions) for other in front)
+
     for record in records:
         if record.status == "complete":
             if highest is None or record.fidelity > highest:
                 highest, front, volume = record.fidelity, (), 0.0
-            if eligible([record], header.constraints, highest):
+            if eligible([record], header.constraints, highest) and not beaten(record):
                 grown = front_of([*front, record], header.objectives, header.constraints, highest)
                 if grown != front:
                     front = grown
@@ -139,12 +160,24 @@ def hypervolumes(header: SweepHeader, records: Sequence[TrialRecord]) -> tuple[f
     return tuple(volumes)
 
 
-def _axes(header: SweepHeader) -> tuple[Objective, Objective, Objective | None]:
-    """Return what x, y and the size show: the first cost, the score, and a third objective where there is one."""
-    costs = [o for o in header.objectives if o.name != "score"] or [Objective("macs_kept", "min")]
-    if any(o.name == "score" for o in header.objectives) or len(costs) == 1:
-        return costs[0], Objective("score", header.direction), costs[1] if len(costs) > 1 else None
-    return costs[0], costs[1], costs[2] if len(costs) > 2 else None
+def _axes(header: SweepHeader, axes: tuple[str, str] | None) -> tuple[Objective, Objective, Objective | None]:
+    """Return what x, y and the size show: what is asked for, else the first cost and the score; then what is left."""
+    if axes is None:
+        costs = [o.name for o in header.objectives if o.name != "score"] or ["macs_kept"]
+        scored = any(o.name == "score" for o in header.objectives) or len(costs) == 1
+        axes = (costs[0], "score" if scored else costs[1])
+    if len(axes) != 2 or axes[0] == axes[1] or not set(axes) <= set(AXES):
+        raise ConfigError(
+            f"axes: {', '.join(map(repr, axes))} given; two different ones of {', '.join(AXES)} are needed"
+        )
+    across, up = (Objective(name, header.direction if name == "score" else "min") for name in axes)
+    return across, up, next((o for o in header.objectives if o.name not in axes), None)
+
+
+def _axis(header: SweepHeader, shown: Objective, wanted: Sequence[float], seen: Sequence[float]) -> Axis:
+    """Return an axis over all of `wanted`, and over what of `seen` does not squeeze it."""
+    step = 0.02 * (abs(header.dense.score) or 1.0) if shown.name == "score" else 0.05
+    return Axis(shown.name, value_label(header, shown.name), *_range(wanted, seen, step), shown.direction)
 
 
 def _range(wanted: Sequence[float], seen: Sequence[float], step: float) -> tuple[float, float]:
@@ -170,7 +203,12 @@ def _colours(groups: Sequence[str]) -> dict[str, str]:
     return {**palette, "mixed": MIXED, "dense": GREY}
 
 
-def scene(header: SweepHeader, records: Sequence[TrialRecord], front: Sequence[TrialRecord | FrontPoint]) -> Scene:
+def scene(
+    header: SweepHeader,
+    records: Sequence[TrialRecord],
+    front: Sequence[TrialRecord | FrontPoint],
+    axes: tuple[str, str] | None = None,
+) -> Scene:
     """Work out what the Pareto figure shows.
 
     Parameters
@@ -180,12 +218,20 @@ def scene(header: SweepHeader, records: Sequence[TrialRecord], front: Sequence[T
         Finished trials in the order in which they ended; may be empty.
     front : sequence of TrialRecord or FrontPoint
         Members of the front; a FrontPoint adds its test score and latency to the hover text.
+    axes : (str, str), optional
+        What x and y show, two of `AXES`; by default the sweep's first cost and the score. The size of the marks shows
+        the first objective that is on no axis.
 
     Returns
     -------
     Scene
+
+    Raises
+    ------
+    ConfigError
+        `axes` are not two different ones of `AXES`.
     """
-    across, up, third = _axes(header)
+    across, up, third = _axes(header, axes)
     members = records_of(front)
     measured = {p.record.number: p for p in front if isinstance(p, FrontPoint)}
     numbers = {record.number for record in members}
@@ -195,7 +241,8 @@ def scene(header: SweepHeader, records: Sequence[TrialRecord], front: Sequence[T
         if r.status != "failed" and (at := _finite_pair(r.value(across.name), r.value(up.name))) is not None
     ]
     full = max((r.fidelity for r in records if r.status == "complete"), default=Fidelity())
-    colours = _colours([group_of(r) for r, _, _ in drawn])
+    groups = [group_of(r) for r, _, _ in drawn]
+    colours = _colours(groups)
     sizes = _sizes([r.value(third.name) if third else None for r, _, _ in drawn])
     marks = tuple(
         Mark(
@@ -203,37 +250,29 @@ def scene(header: SweepHeader, records: Sequence[TrialRecord], front: Sequence[T
             x,
             y,
             size,
-            (group := group_of(r)),
+            group,
             colours[group],
             _kind(r, full),
             r.number in numbers,
             hover(header, r, measured.get(r.number)),
         )
-        for (r, x, y), size in zip(drawn, sizes, strict=True)
+        for (r, x, y), size, group in zip(drawn, sizes, groups, strict=True)
     )
     by_number = {mark.number: mark for mark in marks}
     on_front = [mark for mark in marks if mark.on_front]
-    dense = (1.0, header.dense.score if up.name == "score" else 1.0)
-    wanted = [(m.x, m.y) for m in on_front] + [dense]
+    dense_x, dense_y = (header.dense.score if o.name == "score" else 1.0 for o in (across, up))
     choice = pick(header, members)
     bend = _knee(header, members)
-    step = 0.02 * (abs(header.dense.score) or 1.0) if up.name == "score" else 0.05
-    upward = clean(header.metric, 40) if up.name == "score" else COST_LABELS[up.name]
     return Scene(
-        title=f"{upward} against {COST_LABELS[across.name]}",
+        title=f"{value_name(header, up.name)} against {value_name(header, across.name)}",
         subtitle=_subtitle(header, records, len(members)),
         note=_note(records, len(marks)),
-        x=Axis(across.name, cost_label(across.name), *_range([x for x, _ in wanted], [m.x for m in marks], 0.05)),
-        y=Axis(
-            up.name,
-            score_label(header) if up.name == "score" else cost_label(up.name),
-            *_range([y for _, y in wanted], [m.y for m in marks], step),
-        ),
-        third=cost_label(third.name) if third else "",
+        x=_axis(header, across, [*(m.x for m in on_front), dense_x], [m.x for m in marks]),
+        y=_axis(header, up, [*(m.y for m in on_front), dense_y], [m.y for m in marks]),
+        third=value_label(header, third.name) if third else "",
         marks=marks,
         line=_staircase([(m.x, m.y) for m in on_front], across, up),
-        dense=dense,
-        y_direction=up.direction,
+        dense=(dense_x, dense_y),
         knee=by_number.get(bend.number) if bend else None,
         recommended=by_number.get(choice.number) if choice else None,
     )
@@ -260,19 +299,19 @@ def _knee(header: SweepHeader, front: Sequence[TrialRecord]) -> TrialRecord | No
 def _staircase(
     points: Sequence[tuple[float, float]], across: Objective, up: Objective
 ) -> tuple[tuple[float, float], ...]:
-    """Return the corners of what the points attain: nobody beats a point on the line in both axes."""
+    """Return the corners of what the points attain: on the line a point's other value is had at its worse x as well."""
     kept = sorted({points[i] for i in non_dominated(points, (across.direction, up.direction))})
     corners: list[tuple[float, float]] = []
     for x, y in kept:
         if corners:
-            corners.append((x, corners[-1][1]))
+            before, level = corners[-1]
+            corners.append((x, level) if across.direction == "min" else (before, y))
         corners.append((x, y))
     return tuple(corners)
 
 
 def _subtitle(header: SweepHeader, records: Sequence[TrialRecord], front: int) -> str:
-    unit = UNITS.get(header.metric.lower(), "")
-    dense = f"dense: {header.dense.score:.4g} {unit}".rstrip()
+    dense = f"dense: {header.dense.score:.4g} {unit_of(header)}".rstrip()
     cost = f"{counted(header.dense_cost.macs)} MACs, {counted(header.dense_cost.params)} parameters"
     trials = f"{tally(records)}, {front} on the front"
     return f"{clean(header.sweep_id, 60)} · {trials} · {dense}, {cost}"
