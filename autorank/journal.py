@@ -51,6 +51,10 @@ class JournalContents:
     seconds: Mapping[str, float] = field(default_factory=dict)
     torn: int | None = None
 
+    def point(self, record: TrialRecord) -> FrontPoint:
+        """Return a record of the front with its final measurements, where it has them."""
+        return self.measured.get(record.number, FrontPoint(record))
+
 
 def read(sweep_dir: Path) -> JournalContents:
     """Read the journal of the sweep in `sweep_dir`.

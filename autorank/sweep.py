@@ -315,7 +315,7 @@ def open_sweep(directory: Path | str, task: Task | None = None) -> SearchResult:
         raise SweepError(f"{directory} has no trials yet: it was stopped while its dense model was measured")
     header = contents.header
     front = front_of(contents.records, header.objectives, header.constraints)
-    points = tuple(contents.measured.get(record.number, FrontPoint(record)) for record in front)
+    points = tuple(map(contents.point, front))
     return SearchResult(
         directory, header, contents.records, points, contents.ended, contents.seconds, contents.dense, _task=task
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from autorank.captions import cost_label, score_label
 from autorank.errors import SweepError
-from autorank.following import Follower, SweepState
+from autorank.following import Follower, GrowingFront, SweepState
 from autorank.front import eligible, front_of
 from autorank.progress import duration, front_line
 from autorank.types import SweepHeader, TrialRecord
@@ -131,7 +131,7 @@ def watch(
     from rich.text import Text
 
     console = console or standard_output()
-    follower = Follower(directory)
+    follower, front = Follower(directory), GrowingFront()
     if not Path(directory).is_dir():
         raise SweepError(
             f"{directory} is not a sweep: there is no such directory (give the one that the search printed)"
@@ -147,9 +147,9 @@ def watch(
         contents = follower.contents
         if contents.header is None:
             return state_line(state), []
-        front = front_of(contents.records, contents.header.objectives, contents.header.constraints)
+        front.take(contents)
         height = max(8, min(_HEIGHT, console.height - 4))
-        return state_line(state, front), [plot_for(console, contents.header, contents.records, height)]
+        return state_line(state, front.records), [plot_for(console, contents.header, contents.records, height)]
 
     state = look()
     said: tuple[object, ...] = ()

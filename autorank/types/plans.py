@@ -21,6 +21,9 @@ def whitens(options: tuple[tuple[str, Scalar], ...], side: Literal["input", "out
     return dict(options).get("whiten", "none") in (side, "both")
 
 
+_CHOICE_KEYS = frozenset(["format", "rank", "options", "weight_bits", "activation_bits"])
+
+
 @dataclass(frozen=True, slots=True)
 class Choice:
     """How one layer is written: format, rank and format options; bits are None for floating point."""
@@ -52,9 +55,8 @@ class Choice:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Choice:
         """Rebuild a choice from `to_json`; unknown keys raise KeyError, wrong types TypeError or ValueError."""
-        unknown = set(data) - {"format", "rank", "options", "weight_bits", "activation_bits"}
-        if unknown:
-            raise KeyError(f"unknown key {sorted(unknown)[0]!r} in a layer's choice")
+        if not data.keys() <= _CHOICE_KEYS:
+            raise KeyError(f"unknown key {sorted(data.keys() - _CHOICE_KEYS)[0]!r} in a layer's choice")
         if not isinstance(data["format"], str):
             raise TypeError(f"format must be a name, not {data['format']!r}")
         rank = data["rank"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
@@ -65,6 +66,9 @@ class LayerResult:
         Measured time of the layer alone, when latency was asked for.
     loss_increase : float or None
         Predicted rise of the loss, ½·tr(GΔΣΔᵀ); None without gradient statistics.
+    full_rank : tuple of int or None
+        The rank with which the format writes every weight of this shape exactly, entry by entry as in the choice; None
+        in records of versions that did not report it.
     """
 
     name: str
@@ -79,6 +83,15 @@ class LayerResult:
     latency_ms: float | None = None
     latency_dense_ms: float | None = None
     loss_increase: float | None = None
+    full_rank: tuple[int, ...] | None = None
+
+    @property
+    def rank_kept(self) -> float | None:
+        """Geometric mean of rank ÷ full rank over the entries of the rank; None where the full rank is not known."""
+        if not self.full_rank or len(self.full_rank) != len(self.choice.rank):
+            return None
+        shares = [rank / max(full, 1) for rank, full in zip(self.choice.rank, self.full_rank, strict=True)]
+        return math.prod(shares) ** (1 / len(shares))
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,15 +204,23 @@ class TrialRecord:
         """Rebuild a record; KeyError, TypeError or ValueError when the data is not a record."""
         data = dict(data)
         data.pop("plan_id", None)
-        data["plan"] = Plan.from_json(data["plan"])
+        plan = Plan.from_json(data["plan"])
+        written, choices = data["plan"]["layers"], plan.choices
+        data["plan"] = plan
         data["fidelity"] = Fidelity(**data["fidelity"])
         if data.get("target") is not None:
             data["target"] = Fidelity(**data["target"])
         if data.get("cost") is not None:
             data["cost"] = Cost(**data["cost"])
-        data["layers"] = tuple(
-            LayerResult(**{**layer, "choice": Choice.from_json(layer["choice"])}) for layer in data.get("layers", ())
-        )
+
+        def result(layer: Mapping[str, Any]) -> LayerResult:
+            name, choice = layer["name"], layer["choice"]
+            # Mostly the plan's own, which need not be read twice: thousands of trials are read while somebody waits.
+            known = choices[name] if choice == written.get(name) else Choice.from_json(choice)
+            full = layer.get("full_rank")
+            return LayerResult(**{**layer, "choice": known, "full_rank": None if full is None else tuple(full)})
+
+        data["layers"] = tuple(result(layer) for layer in data.get("layers", ()))
         data["curve"] = tuple((int(step), float(loss)) for step, loss in data.get("curve", ()))
         data["measured"] = {name: tuple(map(float, row)) for name, row in data.get("measured", {}).items()}
         return cls(**data)
