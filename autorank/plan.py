@@ -125,6 +125,7 @@ def apply(
                 params=cost.params,
                 macs_dense=spec.macs,
                 params_dense=spec.params,
+                full_rank=fmt.max_rank(spec, choice.options),
             )
         )
     return substitute(copied, changes), tuple(results)

@@ -211,6 +211,7 @@ def _fitted(
         params=cost.params,
         macs_dense=spec.macs,
         params_dense=spec.params,
+        full_rank=fmt.max_rank(spec, choice.options),
     )
     return in_place_of(old, fmt.layer(spec, choice.rank, choice.options, factors)), result
 

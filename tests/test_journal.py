@@ -50,7 +50,7 @@ def record(number: int, **more: object) -> TrialRecord:
         "score_bn": 81.0,
         "cost": Cost(500, 50, 200, 1.5),
         "kept": {"macs_kept": 0.5},
-        "layers": (LayerResult("conv", CHOICE, 0.1, 5, 6, 7, 8, output_error=0.05),),
+        "layers": (LayerResult("conv", CHOICE, 0.1, 5, 6, 7, 8, output_error=0.05, full_rank=(16, 9)),),
         "curve": ((0, 1.0), (9, 0.5)),
         "seconds": {"fit": 0.1},
         "target": Fidelity(10),
@@ -74,6 +74,15 @@ def test_what_was_written_is_read_back_equal(tmp_path: Path) -> None:
     assert contents.measured == {0: point}
     assert contents.dense == DenseFigures(88.2, 2.0, 0.1)
     assert contents.ended == "all done"
+
+
+def test_layers_of_an_older_version_have_no_full_rank(tmp_path: Path) -> None:
+    data = record(0).to_json()
+    for layer in data["layers"]:
+        del layer["full_rank"]
+    (layer,) = TrialRecord.from_json(data).layers
+    assert layer.full_rank is None
+    assert layer.rank_kept is None
 
 
 def test_what_was_measured_stays_known_after_later_trials_and_a_later_front(tmp_path: Path) -> None:

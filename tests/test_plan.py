@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
+import statistics
 from dataclasses import replace
 
 import pytest
@@ -63,6 +65,11 @@ def test_the_changed_model_is_the_dense_one_with_approximated_weights(name: str,
         dense = model.get_submodule(result.name).weight.detach().double()
         approx = reference.get_submodule(result.name).weight.detach().double()
         assert result.weight_error == pytest.approx(float((dense - approx).norm() / dense.norm()), abs=1e-5)
+        spec = next(spec for spec in layers if spec.name == result.name)
+        whole = formats.get(result.choice.format).max_rank(spec, result.choice.options)
+        assert result.full_rank == whole
+        shares = [math.log(rank / full) for rank, full in zip(result.choice.rank, whole, strict=True)]
+        assert result.rank_kept == pytest.approx(math.exp(statistics.mean(shares)))
         assert result.output_error is None
         assert result.sensitivity is not None
         assert result.sensitivity > 0

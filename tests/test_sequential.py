@@ -78,6 +78,7 @@ def test_at_full_rank_the_model_is_the_dense_one(name: str) -> None:
     other, results = apply_in_order(model, plan, [inputs], specs=layers, hold=0.1)
     torch.testing.assert_close(output(other, inputs), output(model, inputs), rtol=1e-3, atol=1e-3)
     assert [result.name for result in results] == [name for name, _ in plan.layers]
+    assert all(result.rank_kept == 1.0 for result in results)
     assert {name: m.training for name, m in model.named_modules()}.items() <= {
         name: m.training for name, m in other.named_modules()
     }.items()
