@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from autorank.mlflow_ui import first_opening, sqlite_file
+from autorank.mlflow_ui import ARTIFACTS, first_opening, sqlite_file
 from autorank.run_sync import Metric, Run
 from autorank.run_values import RunValues
 
@@ -75,7 +75,7 @@ class MlflowRuns:
 
     def __init__(self, uri: str, experiment: str) -> None:
         file = sqlite_file(uri)
-        location = None if file is None else (file.parent / "mlartifacts").as_uri()
+        location = None if file is None else (file.parent / ARTIFACTS).as_uri()
         with first_opening(file):
             if file is not None:
                 _write_ahead(file)

@@ -13,6 +13,8 @@ from pathlib import Path
 from autorank.run_values import public
 
 DATABASE = "mlflow.db"
+ARTIFACTS = "mlartifacts"
+"""Folder beside the database for the files of its runs."""
 
 
 def default_store(sweep_dir: Path | str) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
-from autorank.mlflow_ui import sqlite_file
+from autorank.mlflow_ui import ARTIFACTS, sqlite_file
 from autorank.run_values import ROLE, SWEEP_ID, public, reason_of
 
 RETRY_SECONDS = 5.0
@@ -44,7 +44,8 @@ def set_up(uri: str, hosts: Sequence[str] = ()) -> None:
         os.environ["MLFLOW_SERVER_ALLOWED_HOSTS"] = ",".join(hosts)
     if not is_server(uri):
         os.environ["_MLFLOW_SERVER_FILE_STORE"] = uri
-        os.environ["_MLFLOW_SERVER_SERVE_ARTIFACTS"] = "true"
+        if (file := sqlite_file(uri)) is not None:
+            os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"] = (file.parent / ARTIFACTS).as_uri()
 
 
 def application(uri: str) -> Any:

@@ -115,7 +115,7 @@ class TestSafety:
         ],
     )
     def test_no_path_leads_to_a_file(self, served, place, path):
-        status, headers, text = ask(served.mlflow, path)
+        status, _, text = ask(served.mlflow, path)
         assert status in (301, 302, 307, 308, 404, 403, 400, 405) or "react-entry-point" in text
         for secret in ("root:", "[build-system]", '"event"', "SQLite format", "def application"):
             assert secret not in text
