@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autorank.captions import counted
@@ -228,8 +230,10 @@ def _result(result: SearchResult) -> list[object]:
         lines.append(f"go on:       autorank resume {result.directory}")
     if result.points:
         lines.append(f"export it:   autorank export {result.directory}")
-    if result.ui_command:
-        lines.append(f"look at it:  {result.ui_command}")
+    beside = result.directory.parent
+    lines.append(f"look at it:  autorank dashboard{'' if beside == Path('sweeps') else ' ' + shlex.quote(str(beside))}")
+    if result.ui_command and header.config.get("tracking_uri"):  # the dashboard brings the default store's MLflow along
+        lines.append(f"in MLflow:   {result.ui_command}")
     return lines
 
 

@@ -417,6 +417,7 @@ def test_a_dense_model_at_chance_and_a_tiny_validation_split_are_doubted_aloud(t
     text = str(result)
     assert "recommended: point" in text
     assert str(tmp_path / "s") in text
+    assert f"autorank dashboard {tmp_path}\n" in f"{text}\n"
 
 
 @pytest.mark.parametrize(
