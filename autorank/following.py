@@ -80,7 +80,8 @@ class Follower:
                 raw = file.read(most) + file.readline()
         except FileNotFoundError:
             gone = self._file is not None
-            self._forget()
+            if gone:
+                self._forget()
             return gone
         except OSError as error:
             raise SweepError(f"cannot read {self.path}: {error.strerror}") from None
