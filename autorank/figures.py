@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from autorank.captions import clean, plan_text
 from autorank.growth import growth
-from autorank.plotting import hypervolume_figure, pareto_figure
+from autorank.layermap import layer_map
+from autorank.plotting import hypervolume_figure, pareto_figure, rank_map_figure
 from autorank.scene import scene
 from autorank.types import FrontPoint, SweepHeader, TrialRecord
 
@@ -91,6 +92,20 @@ def hypervolume_png(header: SweepHeader, records: Sequence[TrialRecord]) -> byte
     from autorank.figures_png import hypervolume_image
 
     return hypervolume_image(growth(header, records))
+
+
+def rank_map_html(header: SweepHeader, front: Sequence[TrialRecord | FrontPoint]) -> str:
+    """Return the heat map of the rank kept, layers × members of the front, as one HTML file."""
+    from autorank.figures_html import figure_page
+
+    return figure_page(rank_map_figure(header, front), f"rank kept — {clean(header.sweep_id, 60)}")
+
+
+def rank_map_png(header: SweepHeader, front: Sequence[TrialRecord | FrontPoint]) -> bytes:
+    """Return the heat map of the rank kept, layers × members of the front, as PNG."""
+    from autorank.figures_png_layers import rank_map_image
+
+    return rank_map_image(layer_map(header, front))
 
 
 def front_table(header: SweepHeader, points: Sequence[FrontPoint]) -> DataFrame:

@@ -1,10 +1,10 @@
-"""The still figures: PNG by matplotlib's Agg canvas, without its global state, so that any thread may draw."""
+"""The still figures of a whole sweep as PNG: the front, the hypervolume."""
 
 from __future__ import annotations
 
-import io
 from typing import TYPE_CHECKING
 
+from autorank.figures_png_base import INK, SOFT, canvas, plain, png, styled
 from autorank.growth import Growth
 from autorank.scene import OKABE_ITO, Kind, Mark, Scene
 
@@ -12,50 +12,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_INK = "#1f2328"
-_SOFT = "#5f6670"
-_GRID = "#e7e9ec"
 _SYMBOLS: dict[Kind, str] = {"full": "o", "partial": "s", "pruned": "x"}
 _KINDS: dict[Kind, str] = {"full": "full fidelity", "partial": "lower fidelity", "pruned": "stopped early"}
-
-
-def _plain(text: str) -> str:
-    """Return `text` such that matplotlib reads no mathematics in it and has a glyph for every character."""
-    from matplotlib.font_manager import findfont, get_font
-
-    font = get_font(findfont("DejaVu Sans"))
-    return "".join(c if font.get_char_index(ord(c)) else "?" for c in text).replace("$", r"\$")
-
-
-def _canvas(title: str, subtitle: str, x: str, y: str) -> tuple[Figure, Axes]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9.6, 5.6), dpi=150, facecolor="white")
-    FigureCanvasAgg(figure)
-    axes = figure.add_axes((0.085, 0.115, 0.69, 0.745), facecolor="white")
-    figure.text(0.02, 0.955, _plain(title), fontsize=14, fontweight="bold", color=_INK, va="center")
-    figure.text(0.02, 0.908, _plain(subtitle), fontsize=9, color=_SOFT, va="center")
-    axes.set_xlabel(_plain(x), fontsize=10.5, color=_INK, labelpad=7)
-    axes.set_ylabel(_plain(y), fontsize=10.5, color=_INK, labelpad=7)
-    _styled(axes)
-    return figure, axes
-
-
-def _styled(axes: Axes) -> None:
-    axes.grid(True, color=_GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=_SOFT, labelsize=9, length=0)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color("#c9ced4")
-
-
-def _bytes(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    # The date and the version would make two files of the same data differ.
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
 
 
 def _area(mark: Mark) -> float:
@@ -77,7 +35,7 @@ def _draw_trials(axes: Axes, scene: Scene) -> None:
                 s=_area(mark),
                 marker=_SYMBOLS[kind],
                 facecolors="none" if hollow else mark.colour,
-                edgecolors=None if kind == "pruned" else mark.colour if not mark.on_front else _INK,
+                edgecolors=None if kind == "pruned" else mark.colour if not mark.on_front else INK,
                 linewidths=1.3 if mark.on_front or kind != "full" else 0,
                 alpha=1.0 if mark.on_front else 0.6 if kind == "full" else 0.5,
                 zorder=5 if mark.on_front else 3,
@@ -95,10 +53,10 @@ def _label(axes: Axes, mark: Mark, text: str, offset: tuple[float, float]) -> No
         xytext=offset,
         textcoords="offset points",
         fontsize=9.5,
-        color=_INK,
+        color=INK,
         va="center",
         ha="left" if offset[0] > 0 else "right",
-        arrowprops={"arrowstyle": "-", "color": _SOFT, "linewidth": 0.8, "shrinkA": 1, "shrinkB": 8},
+        arrowprops={"arrowstyle": "-", "color": SOFT, "linewidth": 0.8, "shrinkA": 1, "shrinkB": 8},
         bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.85},
         zorder=8,
     )
@@ -107,14 +65,14 @@ def _label(axes: Axes, mark: Mark, text: str, offset: tuple[float, float]) -> No
 def _draw_markings(axes: Axes, scene: Scene) -> None:
     if scene.line:
         xs, ys = zip(*scene.line, strict=True)
-        axes.plot(xs, ys, color=_INK, linewidth=1.3, zorder=4, solid_joinstyle="round")
-    axes.axhline(scene.dense[1], color=_SOFT, linewidth=0.8, linestyle=(0, (4, 4)), zorder=1)
-    axes.scatter([scene.dense[0]], [scene.dense[1]], s=90, marker="P", color=_INK, zorder=6)
+        axes.plot(xs, ys, color=INK, linewidth=1.3, zorder=4, solid_joinstyle="round")
+    axes.axhline(scene.dense[1], color=SOFT, linewidth=0.8, linestyle=(0, (4, 4)), zorder=1)
+    axes.scatter([scene.dense[0]], [scene.dense[1]], s=90, marker="P", color=INK, zorder=6)
     knee, best = scene.knee, scene.recommended
     if knee:
-        axes.scatter([knee.x], [knee.y], s=_area(knee) + 190, marker="D", facecolors="none", edgecolors=_INK, zorder=6)
+        axes.scatter([knee.x], [knee.y], s=_area(knee) + 190, marker="D", facecolors="none", edgecolors=INK, zorder=6)
     if best:
-        axes.scatter([best.x], [best.y], s=_area(best) + 330, marker="*", facecolors="none", edgecolors=_INK, zorder=6)
+        axes.scatter([best.x], [best.y], s=_area(best) + 330, marker="*", facecolors="none", edgecolors=INK, zorder=6)
     for mark, text in scene.labels:
         right, up = scene.free_side(mark)
         _label(axes, mark, text, (right * 28, up * 28))
@@ -132,18 +90,18 @@ def _legend(figure: Figure, axes: Axes, scene: Scene) -> None:
             markersize=size,
             markerfacecolor=colour if face is None else face,
             markeredgecolor=colour,
-            label=_plain(label),
+            label=plain(label),
         )
 
     formats = [dot(group, "o", colour) for group, colour in scene.groups.items()]
     kinds = {m.kind for m in scene.marks}
-    marks = [Line2D([], [], color=_INK, linewidth=1.3, label="front")] if scene.line else []
-    marks.append(dot("dense model", "P", _INK, size=8))
-    marks += [dot("knee", "D", _INK, "none", 8)] if scene.knee else []
-    marks += [dot("recommended", "*", _INK, "none", 11)] if scene.recommended else []
+    marks = [Line2D([], [], color=INK, linewidth=1.3, label="front")] if scene.line else []
+    marks.append(dot("dense model", "P", INK, size=8))
+    marks += [dot("knee", "D", INK, "none", 8)] if scene.knee else []
+    marks += [dot("recommended", "*", INK, "none", 11)] if scene.recommended else []
     for kind in _KINDS:
         if kind in kinds and (len(kinds) > 1 or kind != "full"):
-            marks.append(dot(_KINDS[kind], _SYMBOLS[kind], _SOFT, "none" if kind == "partial" else None, 6))
+            marks.append(dot(_KINDS[kind], _SYMBOLS[kind], SOFT, "none" if kind == "partial" else None, 6))
     top = 0.865
     for title, handles in (("format of most MACs", formats), ("", marks)):
         if not handles:
@@ -157,16 +115,16 @@ def _legend(figure: Figure, axes: Axes, scene: Scene) -> None:
             fontsize=9,
             title_fontsize=9,
             alignment="left",
-            labelcolor=_INK,
+            labelcolor=INK,
             handletextpad=0.5,
         )
-        legend.get_title().set_color(_SOFT)
+        legend.get_title().set_color(SOFT)
         top -= 0.034 * len(handles) + 0.075
 
 
 def pareto_image(scene: Scene) -> bytes:
     """Return the Pareto figure as PNG."""
-    figure, axes = _canvas(scene.title, scene.subtitle, scene.x.label, scene.y.label)
+    figure, axes = canvas(scene.title, scene.subtitle, scene.x.label, scene.y.label)
     axes.set_xlim(scene.x.low, scene.x.high)
     axes.set_ylim(scene.y.low, scene.y.high)
     _draw_trials(axes, scene)
@@ -176,28 +134,28 @@ def pareto_image(scene: Scene) -> bytes:
     notes = [f"marker area: {scene.third}"] if scene.third else []
     notes += [f"{outside} outside the frame"] if outside else []
     notes += [scene.note] if scene.note else []
-    figure.text(0.98, 0.02, _plain(" · ".join(notes)), fontsize=8.5, color=_SOFT, ha="right")
+    figure.text(0.98, 0.02, plain(" · ".join(notes)), fontsize=8.5, color=SOFT, ha="right")
     if not scene.marks:
-        axes.text(0.5, 0.3, "no finished trial yet", transform=axes.transAxes, ha="center", color=_SOFT, fontsize=12)
-    return _bytes(figure)
+        axes.text(0.5, 0.3, "no finished trial yet", transform=axes.transAxes, ha="center", color=SOFT, fontsize=12)
+    return png(figure)
 
 
 def hypervolume_image(shown: Growth) -> bytes:
     """Return the hypervolume against finished trials and against time as PNG."""
     from matplotlib.ticker import MaxNLocator
 
-    figure, axes = _canvas(shown.title, shown.subtitle, "", "hypervolume of the front")
+    figure, axes = canvas(shown.title, shown.subtitle, "", "hypervolume of the front")
     axes.set_position((0.075, 0.115, 0.435, 0.745))
     second = figure.add_axes((0.545, 0.115, 0.435, 0.745), sharey=axes)
-    _styled(second)
+    styled(second)
     second.tick_params(labelleft=False)
     for panel, (label, values) in zip((axes, second), shown.panels, strict=True):
-        panel.set_xlabel(label, fontsize=10.5, color=_INK, labelpad=7)
+        panel.set_xlabel(label, fontsize=10.5, color=INK, labelpad=7)
         panel.plot(values, shown.volumes, color=OKABE_ITO[0], linewidth=1.8, drawstyle="steps-post")
         panel.fill_between(values, shown.volumes, step="post", color=OKABE_ITO[0], alpha=0.1, linewidth=0)
         panel.xaxis.set_major_locator(MaxNLocator(integer=values is not shown.times))
         panel.set_xlim(0, max([*values, 1e-9]) * 1.02)
     axes.set_ylim(0, max([*shown.volumes, 1e-9]) * 1.06)
     if not shown.volumes:
-        figure.text(0.5, 0.5, "no finished trial yet", ha="center", color=_SOFT, fontsize=12)
-    return _bytes(figure)
+        figure.text(0.5, 0.5, "no finished trial yet", ha="center", color=SOFT, fontsize=12)
+    return png(figure)

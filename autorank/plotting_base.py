@@ -32,11 +32,12 @@ def joined(lines: Sequence[str]) -> str:
     return "<br>".join(escaped(line) for line in lines)
 
 
-def axis(label: str, low: float, high: float, **more: Any) -> dict[str, Any]:
-    """Return an axis from `low` to `high`; `more` are plotly's own attributes."""
+def axis(label: str, low: float | None = None, high: float | None = None, **more: Any) -> dict[str, Any]:
+    """Return an axis from `low` to `high` (without them plotly finds the range); `more` are plotly's own attributes."""
+    ends = {} if low is None or high is None else {"range": [low, high]}
     return {
         "title": {"text": escaped(label), "standoff": 12},
-        "range": [low, high],
+        **ends,
         "zeroline": False,
         "showline": True,
         "ticks": "outside",

@@ -1,0 +1,52 @@
+"""The still figures of layers as PNG: the rank map."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from autorank.captions import clean
+from autorank.figures_png_base import INK, SOFT, canvas, plain, png
+from autorank.layermap import LayerMap
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def rank_map_image(shown: LayerMap) -> bytes:
+    """Return the heat map of what each layer keeps as PNG."""
+    import numpy as np
+
+    rows, columns = len(shown.layers), len(shown.numbers)
+    figure, axes = canvas(shown.title, shown.subtitle, "trial, cheapest first", "", max(5.6, 1.5 + 0.2 * rows))
+    axes.grid(False)
+    if columns:
+        height = figure.get_figheight()
+        axes.set_position((0.19, 0.65 / height, 0.7, 1 - 1.5 / height))
+        kept = np.array([[math.nan if c.kept is None else c.kept for c in row] for row in shown.rows])
+        image = axes.imshow(kept, cmap="cividis", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+        axes.set_yticks(range(rows), [plain(clean(name, 26)) for name in shown.layers], fontsize=8)
+        step = -(-columns // 40)
+        labels = [f"#{n}" for n in shown.numbers[::step]]
+        axes.set_xticks(range(0, columns, step), labels, fontsize=8, rotation=90 if columns > 16 else 0)
+        axes.set_xticks([i + 0.5 for i in range(columns - 1)], minor=True)
+        axes.set_yticks([i + 0.5 for i in range(rows - 1)], minor=True)
+        axes.grid(True, which="minor", color="white", linewidth=1)
+        axes.tick_params(which="minor", length=0)
+        _write_cells(axes, shown)
+        scale = figure.add_axes((0.91, 0.65 / height, 0.016, 1 - 1.5 / height))
+        figure.colorbar(image, cax=scale).set_label(shown.label, fontsize=9, color=INK)
+        scale.tick_params(colors=SOFT, labelsize=8, length=0)
+        for spine in scale.spines.values():
+            spine.set_visible(False)
+    else:
+        axes.text(0.5, 0.5, "no point on the front yet", transform=axes.transAxes, ha="center", color=SOFT, fontsize=12)
+    figure.text(0.98, 0.02, plain(shown.note), fontsize=8.5, color=SOFT, ha="right")
+    return png(figure)
+
+
+def _write_cells(axes: Axes, shown: LayerMap) -> None:
+    for y, row in enumerate(shown.rows):
+        for x, cell in enumerate(row):
+            dark = cell.kept is not None and cell.kept < 0.5
+            axes.text(x, y, cell.text, ha="center", va="center", fontsize=7, color="white" if dark else INK)
