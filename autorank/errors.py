@@ -47,7 +47,11 @@ class SweepError(AutorankError):
 
 
 class EmptyFrontError(AutorankError):
-    """No point meets what was asked for; the message names the nearest one."""
+    """No point meets what was asked for; the message names the nearest one, and `nearest` is its trial's number."""
+
+    def __init__(self, message: str, nearest: int | None = None) -> None:
+        super().__init__(message)
+        self.nearest = nearest
 
 
 class ExportError(AutorankError):

@@ -141,7 +141,8 @@ class Recommendation:
     reason: str
 
 
-def _cost_name(objectives: Sequence[Objective]) -> str:
+def cost_name(objectives: Sequence[Objective]) -> str:
+    """Return the cost by which "cheapest" is meant: the first objective that is not the score."""
     return next((o.name for o in objectives if o.name != "score"), "macs_kept")
 
 
@@ -160,8 +161,8 @@ def score_text(score: float) -> str:
     return f"{score:.2f}" if abs(score) >= 10 or score == 0 else f"{score:.4g}"
 
 
-def _said(record: TrialRecord, cost: str, dense: float | None = None) -> str:
-    """Describe a record: ``88.40 → 87.90, 0.48 of the MACs``."""
+def in_short(record: TrialRecord, cost: str, dense: float | None = None) -> str:
+    """Describe a record by its score, after the dense one, and a cost: ``88.40 → 87.90, 0.48 of the MACs``."""
     score = "no score" if record.score is None else score_text(record.score)
     value = record.value(cost)
     share = "" if value is None else f", {value:.2f} {WORDS[cost]}"
@@ -207,18 +208,18 @@ def recommend(
     scored = [record for record in records if record.status == "complete" and _finite(record.score)]
     if not scored:
         raise EmptyFrontError("no complete trial to recommend: no trial of this sweep finished with a score")
-    cost = _cost_name(objectives)
+    cost = cost_name(objectives)
     drop = f"{max_drop:.3g} {unit}".strip()
     near = [r for r in scored if _loss(r, dense_score, direction) <= max_drop + _SLACK]
     if near:
         best = _cheapest(near, cost, direction)
         how = f"cheapest of the points that lose at most {drop} against the dense model"
-        return Recommendation(best, f"{how} ({_said(best, cost, dense_score)})")
+        return Recommendation(best, f"{how} ({in_short(best, cost, dense_score)})")
     points = [(r.score, r.value(cost)) for r in scored]
     usable = any(_finite(value) for _, value in points)
     best = scored[knee(points, (direction, "min"))] if usable else max(scored, key=lambda r: _gain(r.score, direction))
     how = f"the knee of the front, as no point loses at most {drop} against the dense model"
-    return Recommendation(best, f"{how} ({_said(best, cost, dense_score)})")
+    return Recommendation(best, f"{how} ({in_short(best, cost, dense_score)})")
 
 
 def recommended(header: SweepHeader, records: Iterable[TrialRecord]) -> Recommendation:
@@ -306,7 +307,7 @@ def select(
     dense_score = dense.score if isinstance(dense, Evaluation) else float(dense)
     by_number = {p.record.number: p for p in points}
     records = [p.record for p in points]
-    cost = _cost_name(objectives)
+    cost = cost_name(objectives)
     if point is not None:
         return by_number[_named(records, point, cost, direction).number]
     if not given:
@@ -335,7 +336,8 @@ def select(
     asked = " ".join(f"{name} {bounds[name]:g}" for name in given)
     raise EmptyFrontError(
         f"no point of the front meets {asked}; the nearest is point {nearest.number} "
-        f"({_said(nearest, 'macs_kept', dense_score)})"
+        f"({in_short(nearest, 'macs_kept', dense_score)})",
+        nearest.number,
     )
 
 
