@@ -150,7 +150,7 @@ class Driver:
         from autorank.tracking import Tracker
 
         tracker = Tracker(self.config.tracking_uri, self.directory, self.config.experiment)
-        tracker.start(header)
+        tracker.start(header, [(str(x.dtype).removeprefix("torch."), tuple(x.shape)) for x in self.task.example_inputs])
         if self.records:
             tracker.catch_up(header, tuple(self.records.values()), ())
         return tracker

@@ -14,8 +14,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from autorank.mlflow_ui import ARTIFACTS, first_opening, sqlite_file
+from autorank.run_inputs import DataInput, ModelInput
 from autorank.run_sync import Metric, Run
 from autorank.run_values import RunValues
 
@@ -74,6 +77,7 @@ class MlflowRuns:
     """`run_sync.Runs` in one experiment of an MLflow store."""
 
     def __init__(self, uri: str, experiment: str) -> None:
+        self._places: dict[str, str] = {}  # run → where its artifacts lie
         file = sqlite_file(uri)
         location = None if file is None else (file.parent / ARTIFACTS).as_uri()
         with first_opening(file):
@@ -89,7 +93,7 @@ class MlflowRuns:
         found = self.client.get_experiment_by_name(name)
         if found is None:
             try:
-                self.client.create_experiment(name, location)
+                self.client.create_experiment(name, location, {"mlflow.experimentKind": "custom_model_development"})
             except Exception:  # made by somebody else meanwhile, where it is there now
                 if (found := self.client.get_experiment_by_name(name)) is None:
                     raise
@@ -106,6 +110,7 @@ class MlflowRuns:
             page = self.client.search_runs([self.experiment], condition, max_results=1000, page_token=token)
             for run in page:
                 info, data = run.info, run.data
+                self._places[info.run_id] = info.artifact_uri
                 yield Run(info.run_id, info.status, info.start_time, dict(data.tags), dict(data.metrics))
             token = page.token
             if not token:
@@ -117,6 +122,7 @@ class MlflowRuns:
     def create(self, values: RunValues, tags: Mapping[str, str]) -> Run:
         labels = {**values.tags, **tags}
         made = self.client.create_run(self.experiment, start_time=values.start, tags=labels, run_name=values.name)
+        self._places[made.info.run_id] = made.info.artifact_uri
         return Run(made.info.run_id, made.info.status, values.start, labels, {})
 
     def write(self, run: Run, metrics: Sequence[Metric], tags: Mapping[str, str], params: Mapping[str, str]) -> None:
@@ -129,17 +135,57 @@ class MlflowRuns:
             self.client.log_batch(run.id, points[:800], settings[:100], labels[:100])
             points, settings, labels = points[800:], settings[100:], labels[100:]
 
+    def dense(self, run: Run, model: ModelInput) -> str:
+        from mlflow import entities
+
+        found = self.client.search_logged_models([self.experiment], f"source_run_id = '{run.id}'")
+        ready = [one for one in found if "mlflow.model.isExternal" in one.tags and str(one.status) == "READY"]
+        if ready:
+            return str(ready[0].model_id)
+        tags = {**model.tags, "mlflow.model.isExternal": "true"}
+        made = self.client.create_logged_model(
+            self.experiment, model.name, run.id, tags, dict(model.params), "network"
+        ).model_id
+        self.client.log_batch(
+            run.id,
+            [
+                entities.Metric(name, value, run.start, 0, model_id=made, run_id=run.id)
+                for name, value in model.metrics.items()
+            ],
+        )
+        self.client.finalize_logged_model(made, "READY")
+        return str(made)
+
+    def inputs(self, run: Run, data: Sequence[DataInput], model: str) -> None:
+        from mlflow import entities
+
+        found = [
+            entities.DatasetInput(
+                entities.Dataset(one.name, one.digest, one.source_type, one.source, one.schema or None, one.profile),
+                [entities.InputTag("mlflow.data.context", one.context)],
+            )
+            for one in data
+        ]
+        self.client.log_inputs(run.id, found, [entities.LoggedModelInput(model)] if model else [])
+
     def drop_tag(self, run: Run, tag: str) -> None:
         self.client.delete_tag(run.id, tag)
 
     def files(self, run: Run, files: Mapping[str, str | bytes | Path], folder: str = "") -> None:
-        with tempfile.TemporaryDirectory() as place:
+        target = local_folder(self._places.get(run.id, ""))
+        if target is not None:
+            # MLflow copies bit by bit into the place that its UI reads; a renamed file is there as a whole or not.
+            place = target / folder
+            place.mkdir(parents=True, exist_ok=True)
             for name, content in files.items():
-                if isinstance(content, Path):
-                    shutil.copyfile(content, Path(place, name))
-                else:
-                    Path(place, name).write_bytes(content.encode() if isinstance(content, str) else content)
-            self.client.log_artifacts(run.id, place, folder or None)
+                part = target.parent / f".{name}.part"
+                _write(content, part)
+                part.replace(place / name)
+            return
+        with tempfile.TemporaryDirectory() as scratch:
+            for name, content in files.items():
+                _write(content, Path(scratch, name))
+            self.client.log_artifacts(run.id, scratch, folder or None)
 
     def set_status(self, run: Run, status: str, when: int) -> None:
         if status == "RUNNING":
@@ -149,3 +195,18 @@ class MlflowRuns:
 
     def delete(self, run: Run) -> None:
         self.client.delete_run(run.id)
+
+
+def local_folder(uri: str) -> Path | None:
+    """Return the directory of an artifact address on this machine, None for any other address."""
+    parts = urlsplit(uri)
+    if parts.scheme == "file" and parts.netloc in ("", "localhost"):
+        return Path(url2pathname(parts.path))
+    return Path(uri) if uri.startswith("/") else None
+
+
+def _write(content: str | bytes | Path, path: Path) -> None:
+    if isinstance(content, Path):
+        shutil.copyfile(content, path)
+    else:
+        path.write_bytes(content.encode() if isinstance(content, str) else content)

@@ -15,11 +15,13 @@ from typing import Protocol
 
 from autorank import figures, run_values
 from autorank.front import front_of
+from autorank.run_inputs import DataInput, Example, ModelInput, datasets, dense_model
 from autorank.run_values import NUMBER, PARENT, RECOMMENDED, ROLE, STATE, SWEEP_ID, RunValues
 from autorank.scene import hypervolumes, pick
 from autorank.types import DenseFigures, FrontPoint, SweepHeader, TrialRecord
 
 _HEADER = "autorank.header"
+_DENSE = "autorank.dense_model"
 _FIGURES = "autorank.figures"
 _OPEN = ("RUNNING", "SCHEDULED")
 _STATUS = {"running": "RUNNING", "finished": "FINISHED"}
@@ -54,6 +56,12 @@ class Runs(Protocol):
     def write(self, run: Run, metrics: Sequence[Metric], tags: Mapping[str, str], params: Mapping[str, str]) -> None:
         """Add metrics, tags and params; values that stand there already are not doubled."""
 
+    def dense(self, run: Run, model: ModelInput) -> str:
+        """Return the id under which the store names the dense model of the sweep of `run`; it is named once."""
+
+    def inputs(self, run: Run, data: Sequence[DataInput], model: str) -> None:
+        """Name the data and the model (an id, or empty) that a run starts from; doing so again changes nothing."""
+
     def drop_tag(self, run: Run, tag: str) -> None:
         """Take a tag away."""
 
@@ -84,6 +92,8 @@ class Wanted:
         More files to keep with the sweep.
     state : str
         ``running``, ``finished`` or ``stopped``.
+    example : sequence of (type, shape)
+        Of the network's inputs.
     """
 
     header: SweepHeader
@@ -92,6 +102,7 @@ class Wanted:
     dense: DenseFigures | None = None
     files: tuple[Path, ...] = ()
     state: str = "running"
+    example: Example = ()
 
     def front(self) -> tuple[FrontPoint, ...]:
         """Return the measured front, else the present one, not yet measured."""
@@ -137,10 +148,13 @@ class SweepRuns:
         if _HEADER not in self.parent.tags:
             values = run_values.sweep_values(wanted.header)
             self._files(self.parent, values.files)
-            self._write(self.parent, _at(values), {_HEADER: "written"}, values.params)
-        for record in wanted.records:
-            self._sync_trial(record, wanted.header.sweep_id)
-        self._sync_volumes(wanted)
+            model = self.runs.dense(self.parent, dense_model(wanted.header))
+            self.runs.inputs(self.parent, datasets(wanted.header, wanted.example), model)
+            self._write(self.parent, _at(values), {_HEADER: "written", _DENSE: model}, values.params)
+        volumes = self._new_volumes(wanted)
+        for index, record in enumerate(wanted.records):
+            self._sync_trial(record, wanted, volumes[index] if volumes else None)
+        self._sync_volumes(wanted, volumes)
         front = wanted.front()
         self._sync_front(wanted, front)
         if draw and self.parent.tags.get(_FIGURES) != (shown := wanted.shown()):
@@ -177,7 +191,7 @@ class SweepRuns:
             self.runs.files(run, files, folder)
             self.touched.add(run.id)
 
-    def _sync_trial(self, record: TrialRecord, sweep_id: str) -> None:
+    def _sync_trial(self, record: TrialRecord, wanted: Wanted, volume: float | None) -> None:
         child = self.children.get(record.number)
         if child is not None and child.status not in _OPEN:
             if child.tags.get("plan_id") == record.plan_id and child.start == run_values.milliseconds(record.started):
@@ -185,11 +199,13 @@ class SweepRuns:
             # The journal was mended by hand and the trial run again: what stands here is no longer true.
             self.runs.delete(self.children.pop(record.number))
             child = None
-        values = run_values.trial_values(record, sweep_id)
+        values = run_values.trial_values(record, wanted.header.sweep_id, volume)
         if child is None:
             child = self.children[record.number] = self._create(values, {PARENT: self.parent.id})
         self._write(child, _at(values), values.tags, values.params)
         self._files(child, values.files)
+        used = [data for data in datasets(wanted.header, wanted.example) if data.context != "test"]
+        self.runs.inputs(child, used, self.parent.tags.get(_DENSE, ""))
         self._set_status(child, values.status, values.end)
 
     def _set_status(self, run: Run, status: str, when: int) -> None:
@@ -197,22 +213,24 @@ class SweepRuns:
         run.status = status
         self.touched.add(run.id)
 
-    def _sync_volumes(self, wanted: Wanted) -> None:
-        if self.volumes < len(wanted.records):
-            pairs = list(zip(hypervolumes(wanted.header, wanted.records), wanted.records, strict=True))
-            self._write(
-                self.parent,
-                [
-                    ("hypervolume", volume, step, run_values.end_of(record))
-                    for step, (volume, record) in enumerate(pairs, 1)
-                    if step > self.volumes
-                ],
-            )
-            self.volumes = len(pairs)
+    def _new_volumes(self, wanted: Wanted) -> Sequence[float]:
+        """Return the hypervolume after each record; nothing where all of them stand there already."""
+        ended = sum(child.status not in _OPEN for child in self.children.values())
+        behind = min(self.volumes, ended) < len(wanted.records)
+        return hypervolumes(wanted.header, wanted.records) if behind else ()
+
+    def _sync_volumes(self, wanted: Wanted, volumes: Sequence[float]) -> None:
+        series = [
+            ("hypervolume", volume, step, run_values.end_of(record))
+            for step, (volume, record) in enumerate(zip(volumes, wanted.records, strict=False), 1)
+            if step > self.volumes
+        ]
+        self._write(self.parent, series)
+        self.volumes = max(self.volumes, len(wanted.records))
 
     def _sync_front(self, wanted: Wanted, front: Sequence[FrontPoint]) -> None:
         choice = pick(wanted.header, [point.record for point in front])
-        self._mark("front", {point.record.number for point in front})
+        self._mark("front", {point.record.number for point in front}, "on_front")
         self._mark("recommended", {choice.number} if choice else set())
         self._update(self.parent, {}, {RECOMMENDED: str(choice.number)} if choice else {})
         for point in wanted.points or ():
@@ -223,14 +241,15 @@ class SweepRuns:
             dense = {"dense_test_score": wanted.dense.test_score, "dense_latency_ms": wanted.dense.latency_ms}
             self._update(self.parent, dict(run_values.finite(dense)), {})
 
-    def _mark(self, tag: str, numbers: Iterable[int]) -> None:
-        """Let exactly the trials with `numbers` carry `tag`."""
+    def _mark(self, tag: str, numbers: Iterable[int], metric: str = "") -> None:
+        """Let exactly the trials with `numbers` carry `tag`, and 1 as the `metric`: MLflow's list sorts by metrics."""
         for number, child in self.children.items():
             if number in numbers:
-                self._update(child, {}, {tag: "true"})
+                self._update(child, {metric: 1.0} if metric else {}, {tag: "true"})
             elif tag in child.tags:
                 self.runs.drop_tag(child, tag)
                 del child.tags[tag]
+                self._update(child, {metric: 0.0} if metric else {}, {})
                 self.touched.add(child.id)
 
     def _draw(self, wanted: Wanted, front: Sequence[FrontPoint]) -> None:

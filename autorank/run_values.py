@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,7 @@ PARENT = "mlflow.parentRunId"
 TABLES = "mlflow.loggedArtifacts"
 """Under this tag MLflow lists the artifacts that its UI shows as tables."""
 
+_NAME_LIMIT = 64  # MLflow's list shows about 20 characters until its column is drawn wider
 _VALUE_LIMIT = 500  # what every MLflow server takes as the value of a param
 _SECRET_KEY = re.compile(r"passw|token|secret|credential|api_?key", re.IGNORECASE)
 _USER_INFO = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^/\s'\"]*@")
@@ -29,8 +31,8 @@ _SECRET_QUERY = re.compile(r"([?&;](?:password|passwd|pwd|token|secret|api_?key|
 _RUN_STATUS = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
 _NOTE = (
     "A sweep of autorank. The trade-off: `pareto.html` (interactive) and `pareto.png`; its points: `front.json` and "
-    "`front.csv`; progress: `hypervolume.html`; all settings: `sweep.json`. Each trial is a nested run; members of the "
-    "front carry the tag `front`."
+    "`front.csv`; progress: `hypervolume.html`; all settings: `sweep.json`. Each trial is a nested run. For the front "
+    "in the list of runs search for `tags.front = 'true'` and sort by `macs_kept`, or sort all runs by `on_front`."
 )
 
 
@@ -160,21 +162,34 @@ def _tables(*names: str) -> str:
 
 
 def trial_name(record: TrialRecord) -> str:
-    """Return a run name that says what the trial is: ``#12 tucker2×9 spatial_svd×5 · 0.48 MACs``."""
+    """Return a run name that says what the trial is, the most telling first: ``#12 0.48 MACs tucker2×9 cp×2``."""
     macs = record.kept.get("macs_kept")
-    cost = "" if macs is None else f" · {macs:.2f} MACs"
-    ended = "" if record.status == "complete" else f" · {record.status}"
-    probe = "probe " if record.probe else ""
-    return clean(f"#{record.number} {probe}{plan_text(record.plan)}{cost}{ended}")
+    words = [
+        f"#{record.number}",
+        "probe" if record.probe else "",
+        "" if macs is None else f"{macs:.2f} MACs",
+        "" if record.status == "complete" else record.status,
+        _formats(record),
+    ]
+    return clean(" ".join(words), _NAME_LIMIT)
 
 
-def trial_values(record: TrialRecord, sweep_id: str) -> RunValues:
-    """Return what the run of a trial says."""
+def _formats(record: TrialRecord) -> str:
+    """Return the two formats that a plan uses most, and how many more there are."""
+    counts = Counter(choice.format for _, choice in record.plan.layers)
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    more = f" +{len(ordered) - 2}" if len(ordered) > 2 else ""
+    return (" ".join(f"{name}×{count}" for name, count in ordered[:2]) or "dense") + more
+
+
+def trial_values(record: TrialRecord, sweep_id: str, volume: float | None = None) -> RunValues:
+    """Return what the run of a trial says; `volume` is the hypervolume of the front when the trial had ended."""
     metrics: dict[str, float | None] = {
         "score": record.score,
         "score_before": record.score_before,
         "score_bn": record.score_bn,
         "loss": record.loss,
+        "hypervolume": volume,
         **record.kept,
         **_worst_layer(record),
         **{f"seconds.{phase}": value for phase, value in record.seconds.items()},
@@ -235,13 +250,16 @@ def _worst_layer(record: TrialRecord) -> dict[str, float | None]:
 
 
 def point_values(point: FrontPoint, dense: DenseFigures | None) -> tuple[dict[str, float], dict[str, str]]:
-    """Return the metrics and the tags that the final measurement adds to a member of the front."""
+    """Return the metrics and the tags that the final measurement adds to a member of the front.
+
+    Its ``latency_kept`` takes the place of the predicted one that the trial may have.
+    """
     dense_ms = dense.latency_ms if dense else None
     metrics = {
         "test_score": point.test_score,
         "latency_ms": point.latency_ms,
         "latency_spread_ms": point.latency_spread_ms,
-        "latency_kept_measured": point.latency_ms / dense_ms if point.latency_ms and dense_ms else None,
+        "latency_kept": point.latency_ms / dense_ms if point.latency_ms and dense_ms else None,
         "slower_layers": float(len(point.slower_layers)),
     }
     return dict(finite(metrics)), {"slower_layers": short(", ".join(point.slower_layers)) or "none"}

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from autorank.mlflow_store import MlflowRuns, quiet_thread
 from autorank.mlflow_ui import default_store, ui_command
+from autorank.run_inputs import Example
 from autorank.run_sync import SweepRuns, Wanted
 from autorank.run_values import public, reason_of
 from autorank.types import DenseFigures, FrontPoint, SweepHeader, TrialRecord
@@ -66,10 +67,17 @@ class Tracker:
         """The one command that opens MLflow on this sweep."""
         return ui_command(self._uri)
 
-    def start(self, header: SweepHeader) -> None:
-        """Open the sweep's run, or find it again; returns at once."""
+    def start(self, header: SweepHeader, example: Example = ()) -> None:
+        """Open the sweep's run, or find it again; returns at once.
+
+        Parameters
+        ----------
+        header : SweepHeader
+        example : sequence of (type, shape)
+            Of the network's inputs, such as ``("float32", (1, 3, 32, 32))``; said of the data.
+        """
         with self._changed:
-            self._wanted = Wanted(header)
+            self._wanted = Wanted(header, example=example)
             self._ask()
 
     def log(self, record: TrialRecord) -> None:
@@ -145,6 +153,7 @@ class Tracker:
                 points=tuple(points) or None,
                 dense=dense,
                 state=state or ("finished" if points else "running"),
+                example=self._wanted.example if self._wanted is not None else (),
             )
             self._records = {record.number: record for record in records}
             self._count = 0

@@ -24,15 +24,32 @@ import pytest
 from autorank.front import front_of, recommend
 from autorank.mlflow_store import MlflowRuns
 from autorank.mlflow_ui import default_store, ui_command
+from autorank.run_inputs import datasets
 from autorank.run_sync import SweepRuns, Wanted
 from autorank.run_values import trial_name
 from autorank.scene import hypervolumes
 from autorank.tracking import Tracker
-from autorank.types import Plan
+from autorank.types import Choice, Plan
 from tests.sweep_samples import DENSE, HOSTILE, SECRET, header, points, records
 
 COUNT = 18
 HEAD = header(sweep_id=f'it\'s "{HOSTILE}"')
+HEAD = replace(
+    HEAD,
+    config={
+        **HEAD.config,
+        "model": f"python:https://me:{SECRET}@nets.zoo/x'%:make",
+        "data": f"hf:https://me:{SECRET}@hub.example/digits?token={SECRET}",
+    },
+    fingerprint={
+        "task": HOSTILE,
+        "model": "abc",
+        "train": {"size": 1038, "labels": "a"},
+        "validation": {"size": 259, "labels": "b"},
+        "test": {"size": 500, "labels": "c"},
+    },
+)
+EXAMPLE = [("float32", (1, 1, 8, 8))]
 DONE = records(HEAD, COUNT)
 POINTS = points(HEAD, DONE)
 
@@ -46,7 +63,7 @@ class Store:
         note = directory / "note.txt"
         note.write_text("kept")
         self.tracker = Tracker(None, directory / "sweep")
-        self.tracker.start(HEAD)
+        self.tracker.start(HEAD, EXAMPLE)
         for record in DONE:
             self.tracker.log(record)
         self.tracker.finish(POINTS, [note, directory / "missing.txt"], dense=DENSE)
@@ -88,14 +105,20 @@ class Store:
             history = {
                 k: sorted((m.step, m.value) for m in client.get_metric_history(run.info.run_id, k))
                 for k in run.data.metrics
+                if k != "on_front"  # its history tells when MLflow heard of a trial
             }
+            history["on_front"] = run.data.metrics.get("on_front", 0.0)
+            inputs = client.get_run(run.info.run_id).inputs
+            history["data"] = sorted(one.dataset.digest for one in inputs.dataset_inputs)
+            history["models"] = len(inputs.model_inputs)
             files = {name: len(data) for name, data in self.files(run).items() if name != "sweep.json"}
             small = {n: d for n, d in files.items() if not n.startswith(("pareto", "hypervolume"))}
             return run.info.status, run.info.end_time, tags, run.data.params, history, small, sorted(files)
 
         parent, trials = self.runs(sweep_id)
         dumped = {number: one(run) for number, run in trials.items()} | {"sweep": one(parent)}
-        dumped["sweep"][2].pop("mlflow.runName")
+        for tag in ("mlflow.runName", "autorank.dense_model"):
+            dumped["sweep"][2].pop(tag)
         return dumped
 
 
@@ -132,14 +155,30 @@ def test_one_run_per_trial_named_for_people(written):
         assert run.data.tags["fidelity"] == record.fidelity.label
         assert run.data.tags["plan_id"] == record.plan_id
     complete = next(r for r in DONE if r.status == "complete")
-    assert re.fullmatch(rf"#{complete.number} (\w+×\d ?)+ · 0\.\d\d MACs", trial_name(complete))
+    assert re.fullmatch(rf"#{complete.number} 0\.\d\d MACs( \w+×\d)+( \+1)?", trial_name(complete))
+    pruned, failed = (next(r for r in DONE if r.status == status) for status in ("pruned", "failed"))
+    assert re.fullmatch(rf"#{pruned.number} 0\.\d\d MACs pruned( \w+×\d)+( \+1)?", trial_name(pruned))
+    assert re.fullmatch(rf"#{failed.number} failed( \w+×\d)+( \+1)?", trial_name(failed))
+
+
+def test_a_name_stays_short_whatever_the_plan():
+    formats = [*("cp",) * 3, *("tucker2",) * 2, "spatial_svd", HOSTILE * 9]
+    plan = Plan.of({f"conv{i}": Choice(name, (4,)) for i, name in enumerate(formats)})
+    record = replace(DONE[0], number=3, plan=plan, status="complete", kept={"macs_kept": 0.4821}, probe=True)
+    assert trial_name(record) == "#3 probe 0.48 MACs cp×3 tucker2×2 +2"
+    long = replace(record, plan=Plan.of({"conv": Choice("x" * 200, (4,))}))
+    assert len(trial_name(long)) == 64
+    assert trial_name(replace(record, plan=Plan.of({}))) == "#3 probe 0.48 MACs dense"
 
 
 def test_metrics_of_the_trials(written):
     _, trials = written
+    volumes = dict(zip((r.number for r in DONE), hypervolumes(HEAD, DONE), strict=True))
+    front = {p.record.number for p in POINTS}
     for record in DONE:
         metrics = dict(trials[record.number].data.metrics)
         expected = {f"seconds.{phase}": value for phase, value in record.seconds.items()}
+        expected["hypervolume"] = volumes[record.number]
         if record.status != "failed":
             expected |= {
                 "score": record.score,
@@ -161,8 +200,11 @@ def test_metrics_of_the_trials(written):
             expected |= {"loss_increase_max": max(rises)} if rises else {}
         if record.curve:
             expected["tune_loss"] = record.curve[-1][1]
-        for name in ("test_score", "latency_ms", "latency_spread_ms", "latency_kept_measured", "slower_layers"):
-            metrics.pop(name, None)
+        if record.number in front:  # what was measured at the end comes on top
+            expected.pop("latency_kept")
+            for name in ("test_score", "latency_ms", "latency_spread_ms", "latency_kept", "slower_layers"):
+                assert metrics.pop(name, None) is not None
+        assert metrics.pop("on_front", 0.0) == (record.number in front)
         assert metrics == expected
 
 
@@ -214,8 +256,77 @@ def test_front_is_tagged_and_measured(written):
         run = trials[number]
         assert run.data.metrics["test_score"] == point.test_score
         assert run.data.metrics["latency_ms"] == point.latency_ms
-        assert run.data.metrics["latency_kept_measured"] == pytest.approx(point.latency_ms / DENSE.latency_ms)
+        assert run.data.metrics["latency_kept"] == pytest.approx(point.latency_ms / DENSE.latency_ms)
         assert run.data.tags["slower_layers"] == (", ".join(point.slower_layers) or "none")
+
+
+def test_members_of_the_front_can_be_searched_for_and_come_first_when_sorted(store, written):
+    client = store.client()
+    experiment = written[0].info.experiment_id
+    front = [p.record.number for p in POINTS]
+    mine = f"tags.`mlflow.parentRunId` = '{written[0].info.run_id}'"
+    cheap = client.search_runs([experiment], f"{mine} and tags.front = 'true'", order_by=["metrics.macs_kept"])
+    by_cost = sorted(POINTS, key=lambda p: p.record.kept["macs_kept"])
+    assert [int(run.data.tags["autorank.number"]) for run in cheap] == [p.record.number for p in by_cost]
+    first = client.search_runs([experiment], mine, order_by=["metrics.on_front DESC"])[: len(front)]
+    assert {int(run.data.tags["autorank.number"]) for run in first} == set(front)
+
+
+def test_data_are_inputs_of_the_runs(store, written):
+    parent, trials = written
+
+    def said(run):
+        return {one.tags[0].value: one.dataset for one in store.client().get_run(run.info.run_id).inputs.dataset_inputs}
+
+    data = said(parent)
+    assert set(data) == {"training", "validation", "test"}
+    assert len({one.digest for one in data.values()}) == 3
+    for context, size in (("training", 1038), ("validation", 259), ("test", 500)):
+        assert (data[context].name, json.loads(data[context].profile)) == (HOSTILE, {"num_rows": size})
+    from mlflow.data import get_source
+    from mlflow.types.schema import Schema
+
+    source = get_source(data["validation"])
+    assert (source.path, source.split) == ("https://hub.example/digits?token=***", "validation")
+    schema = Schema.from_json(json.loads(data["training"].schema)["mlflow_tensorspec"]["features"])
+    assert schema.inputs[0].shape == (-1, 1, 8, 8)
+    assert set(said(trials[DONE[0].number])) == {"training", "validation"}
+
+
+@pytest.mark.parametrize(
+    ("spec", "kind", "content"),
+    [
+        ("digits", "code", {"tags": {"split": "test", "data": "digits"}}),
+        ("parquet:/data/cifar", "local", {"uri": "/data/cifar"}),
+        ("imagefolder:/data/pets", "local", {"uri": "/data/pets"}),
+        (None, "code", {"tags": {"split": "test", "made by": "a task made in Python"}}),
+    ],
+)
+def test_where_data_come_from_is_said_in_words_that_mlflow_reads(spec, kind, content):
+    from mlflow.data.dataset_source_registry import get_dataset_source_from_json
+
+    data = datasets(replace(HEAD, config={**HEAD.config, "data": spec}))[-1]
+    assert (data.context, data.source_type, json.loads(data.source)) == ("test", kind, content)
+    assert get_dataset_source_from_json(data.source, kind).to_dict() == content
+
+
+def test_a_sweep_without_a_fingerprint_names_no_data():
+    assert datasets(replace(HEAD, fingerprint={})) == ()
+
+
+def test_the_dense_model_is_an_input_of_the_runs(store, written):
+    parent, trials = written
+    client = store.client()
+    (model,) = client.get_run(parent.info.run_id).inputs.model_inputs
+    assert client.get_run(trials[DONE[0].number].info.run_id).inputs.model_inputs[0].model_id == model.model_id
+    found = client.get_logged_model(model.model_id)
+    assert str(found.status) == "READY"
+    assert found.name == "dense python-https-nets-zoo-x-make"
+    assert found.source_run_id == parent.info.run_id
+    assert found.params["macs"] == str(HEAD.dense_cost.macs)
+    assert {m.key: m.value for m in found.metrics} == {"dense_score": HEAD.dense.score, "dense_loss": HEAD.dense.loss}
+    own = client.search_logged_models([parent.info.experiment_id], f"source_run_id = '{parent.info.run_id}'")
+    assert len(own) == 1
 
 
 def test_sweep_says_what_it_is(written):
@@ -348,7 +459,7 @@ def _breaking(name):
     return method
 
 
-for _name in ("create", "write", "drop_tag", "files", "set_status", "delete"):
+for _name in ("create", "write", "dense", "inputs", "drop_tag", "files", "set_status", "delete"):
     setattr(BreakingRuns, _name, _breaking(_name))
 
 
