@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 from autorank.captions import clean, plan_text
 from autorank.growth import growth
+from autorank.importance import importance_of
 from autorank.layermap import layer_map
-from autorank.plotting import hypervolume_figure, pareto_figure, rank_map_figure
+from autorank.plotting import hypervolume_figure, importance_figure, pareto_figure, rank_map_figure
 from autorank.scene import scene
 from autorank.types import FrontPoint, SweepHeader, TrialRecord
 
@@ -106,6 +107,20 @@ def rank_map_png(header: SweepHeader, front: Sequence[TrialRecord | FrontPoint])
     from autorank.figures_png_layers import rank_map_image
 
     return rank_map_image(layer_map(header, front))
+
+
+def importance_html(header: SweepHeader, records: Sequence[TrialRecord]) -> str:
+    """Return which choices the score depends on, as one HTML file; takes seconds, see `importance_of`."""
+    from autorank.figures_html import figure_page
+
+    return figure_page(importance_figure(importance_of(header, records)), f"importance — {clean(header.sweep_id, 60)}")
+
+
+def importance_png(header: SweepHeader, records: Sequence[TrialRecord]) -> bytes:
+    """Return which choices the score depends on, as PNG; takes seconds, see `importance_of`."""
+    from autorank.figures_png_layers import importance_image
+
+    return importance_image(importance_of(header, records))
 
 
 def front_table(header: SweepHeader, points: Sequence[FrontPoint]) -> DataFrame:

@@ -1,4 +1,4 @@
-"""The still figures of layers as PNG: the rank map."""
+"""The still figures of layers as PNG: the rank map, the importance of choices."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 from autorank.captions import clean
 from autorank.figures_png_base import INK, SOFT, canvas, plain, png
+from autorank.importance import Importance
 from autorank.layermap import LayerMap
+from autorank.scene import OKABE_ITO
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,3 +52,27 @@ def _write_cells(axes: Axes, shown: LayerMap) -> None:
         for x, cell in enumerate(row):
             dark = cell.kept is not None and cell.kept < 0.5
             axes.text(x, y, cell.text, ha="center", va="center", fontsize=7, color="white" if dark else INK)
+
+
+def importance_image(found: Importance) -> bytes:
+    """Return the bars of the layers' importance as PNG."""
+    figure, axes = canvas(found.title, found.subtitle, "share of what the choices explain", "")
+    axes.set_position((0.19, 0.115, 0.79, 0.745))
+    if found.problem:
+        axes.set_axis_off()
+        axes.text(0.5, 0.5, plain(found.problem), transform=axes.transAxes, ha="center", color=SOFT, fontsize=12)
+        return png(figure)
+    rows = range(len(found.shown))
+    ranks = [layer.rank for layer in found.shown]
+    formats = [layer.format for layer in found.shown]
+    axes.barh(rows, ranks, 0.65, color=OKABE_ITO[0], label="rank (share of MACs kept)")
+    axes.barh(rows, formats, 0.65, left=ranks, color=OKABE_ITO[1], label="format")
+    low, high = zip(*(layer.ends for layer in found.shown), strict=True)
+    axes.hlines(rows, low, high, color=INK, linewidth=1.3, label="± spread between halves of the trials")
+    axes.set_yticks(rows, [plain(clean(layer.layer, 26)) for layer in found.shown], fontsize=8)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlim(0, max(high) * 1.04)
+    axes.grid(False, axis="y")
+    axes.legend(loc="lower right", frameon=False, fontsize=9, labelcolor=INK)
+    figure.text(0.98, 0.02, plain(found.note), fontsize=8.5, color=SOFT, ha="right")
+    return png(figure)

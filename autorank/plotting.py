@@ -10,6 +10,7 @@ from typing import Any
 
 from autorank.growth import growth
 from autorank.plotting_base import Figure, axis, emptiness, figure_of, joined, themed
+from autorank.plotting_importance import importance_figure
 from autorank.plotting_layers import curve_figure, rank_map_figure
 from autorank.plotting_pareto import pareto_figure
 from autorank.scene import OKABE_ITO
@@ -19,6 +20,7 @@ __all__ = [
     "Figure",
     "curve_figure",
     "hypervolume_figure",
+    "importance_figure",
     "pareto_figure",
     "rank_map_figure",
     "themed",
