@@ -182,6 +182,7 @@ def prepare(
         left_alone=(*profile.left_alone, *space.kept_dense),
         fingerprint=dict(task.fingerprint),
         versions=versions(),
+        started_in=os.getcwd(),
     )
     return Prepared(context, header, space, profile)
 

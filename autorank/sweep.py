@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 import time
@@ -20,6 +21,7 @@ from autorank.prepare import default_workers, prepare, resolve_device
 from autorank.progress import Reporter, Silent, open_reporter
 from autorank.schedule import job_of
 from autorank.tasks import Task, load_task
+from autorank.tasks.factories import extend_path
 from autorank.trial import TrialRunner
 from autorank.trialfiles import load_weights, weights_file
 from autorank.types import DenseFigures, FrontPoint, SweepHeader, TrialRecord
@@ -184,7 +186,7 @@ class SearchResult:
         return make_config(self.header.config, "the sweep's settings")
 
     def _need_task(self) -> Task:
-        return self._task if self._task is not None else task_of(self.config)
+        return self._task if self._task is not None else task_of(self.config, self.header.started_in)
 
 
 def search(
@@ -321,14 +323,20 @@ def open_sweep(directory: Path | str, task: Task | None = None) -> SearchResult:
     )
 
 
-def task_of(config: SweepConfig) -> Task:
-    """Return the task that the settings name; ConfigError when they name none."""
+def task_of(config: SweepConfig, started_in: str = "") -> Task:
+    """Return the task that the settings name; ConfigError when they name none.
+
+    Functions of the user's are looked for where the sweep was started, so that it can be used from anywhere.
+    """
     if config.model is None or config.data is None:
         missing = "model" if config.model is None else "data"
         raise ConfigError(
             f"no {missing} given: name it (--{missing} on the command line, {missing}: in a sweep file); a sweep of a "
             "task made in Python goes on in Python: autorank.resume(DIR, task), autorank.open_sweep(DIR, task)"
         )
+    if os.path.isdir(started_in) and any(name.startswith("python:") for name in (config.model, config.data)):
+        extend_path(os.getcwd())
+        extend_path(started_in)  # goes before it
     return load_task(
         model=config.model,
         weights=config.weights,
@@ -361,7 +369,7 @@ def _run(
         else:
             reporter = progress
         given = task
-        task = task or task_of(config)
+        task = task or task_of(config, header.started_in if header else "")
         journal = stack.enter_context(Journal(directory))
         if header is not None:
             changed = {k: v for k, v in config.model_dump(mode="json").items() if header.config.get(k) != v}

@@ -289,6 +289,8 @@ class SweepHeader:
     fingerprint : mapping
         Hashes and sizes that identify weights and data.
     versions : mapping
+    started_in : str
+        Working directory of the process that started it, where names such as ``python:net:make`` are looked for.
     """
 
     sweep_id: str
@@ -304,6 +306,7 @@ class SweepHeader:
     left_alone: tuple[LeftAlone, ...] = ()
     fingerprint: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    started_in: str = ""
 
     def measured(self, dense: DenseFigures | None) -> SweepHeader:
         """Return the header with the dense latency that was measured beside the front, where there is one."""
