@@ -15,6 +15,7 @@ from autorank.captions import clean, plan_text
 from autorank.growth import growth
 from autorank.importance import importance_of
 from autorank.layermap import layer_map
+from autorank.layerrows import layer_rows
 from autorank.plotting import hypervolume_figure, importance_figure, pareto_figure, rank_map_figure
 from autorank.scene import scene
 from autorank.types import FrontPoint, SweepHeader, TrialRecord
@@ -121,6 +122,20 @@ def importance_png(header: SweepHeader, records: Sequence[TrialRecord]) -> bytes
     from autorank.figures_png_layers import importance_image
 
     return importance_image(importance_of(header, records))
+
+
+def layers_html(header: SweepHeader, point: TrialRecord | FrontPoint) -> str:
+    """Return the layers of a point before and after as a table in one HTML file; a FrontPoint tells the slower ones."""
+    from autorank.figures_html_table import layers_page
+
+    return layers_page(layer_rows(header, point))
+
+
+def layers_png(header: SweepHeader, point: TrialRecord | FrontPoint) -> bytes:
+    """Return the layers of a point before and after as a table in a PNG; parameters as for `layers_html`."""
+    from autorank.figures_png_layers import layers_image
+
+    return layers_image(layer_rows(header, point))
 
 
 def front_table(header: SweepHeader, points: Sequence[FrontPoint]) -> DataFrame:

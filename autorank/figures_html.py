@@ -19,14 +19,21 @@ base-uri 'none'; form-action 'none'">
 <meta name="color-scheme" content="light dark">
 <title>{title}</title>
 <style>
-html, body {{ height: 100%; margin: 0; background: {light[ground]}; color: {light[ink]}; font-family: {font}; }}
-@media (prefers-color-scheme: dark) {{ html, body {{ background: {night[ground]}; color: {night[ink]}; }} }}
-#figure {{ width: 100%; height: 100vh; min-height: 420px; }}
+:root {{ {light} }}
+@media (prefers-color-scheme: dark) {{ :root {{ {night} }} }}
+html, body {{ height: 100%; margin: 0; background: var(--ground); color: var(--ink); font-family: {font}; }}
+{style}
 </style>
-<script>{plotly}</script>
-</head>
+{head}</head>
 <body>
-<div id="figure" role="img" aria-label="{title}"></div>
+{body}
+</body>
+</html>
+"""
+
+_STYLE = "#figure { width: 100%; height: 100vh; min-height: 420px; }"
+
+_BODY = """<div id="figure" role="img" aria-label="{title}"></div>
 <script>
 const figure = {figure};
 const themes = {themes};
@@ -41,10 +48,15 @@ Plotly.newPlot(node, figure.data, figure.layout, {{responsive: true, displaylogo
   typesetMath: false, showSendToCloud: false, plotlyServerURL: "",
   modeBarButtonsToRemove: ["lasso2d", "select2d"], toImageButtonOptions: {{scale: 2}}}}).then(theme);
 dark.addEventListener("change", theme);
-</script>
-</body>
-</html>
-"""
+</script>"""
+
+
+def page(title: str, style: str, body: str, head: str = "") -> str:
+    """Return a page that may load nothing; `title` is plain text, the others are CSS and HTML of our own making."""
+    light, night = (" ".join(f"--{name}: {colour};" for name, colour in THEMES[dark].items()) for dark in (False, True))
+    return _PAGE.format(
+        title=html.escape(title), font=FONT, light=light, night=night, style=style, head=head, body=body
+    )
 
 
 def _embedded(value: object) -> str:
@@ -57,12 +69,6 @@ def figure_page(figure: Figure, title: str) -> str:
     """Return the HTML page of a figure of `plotting`; `title` is plain text."""
     from plotly.offline import get_plotlyjs
 
-    return _PAGE.format(
-        title=html.escape(title),
-        font=FONT,
-        light=THEMES[False],
-        night=THEMES[True],
-        plotly=get_plotlyjs(),
-        figure=_embedded(figure),
-        themes=_embedded([theme_changes(figure, dark) for dark in (False, True)]),
-    )
+    themes = [theme_changes(figure, dark) for dark in (False, True)]
+    body = _BODY.format(title=html.escape(title), figure=_embedded(figure), themes=_embedded(themes))
+    return page(title, _STYLE, body, f"<script>{get_plotlyjs()}</script>\n")

@@ -1,4 +1,4 @@
-"""The still figures of layers as PNG: the rank map, the importance of choices."""
+"""The still figures of layers as PNG: the rank map, the importance of choices, the table of one point."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from autorank.captions import clean
 from autorank.figures_png_base import INK, SOFT, canvas, plain, png
 from autorank.importance import Importance
 from autorank.layermap import LayerMap
+from autorank.layerrows import Entry, LayerTable
 from autorank.scene import OKABE_ITO
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+FLAG = OKABE_ITO[4]
+"""Of what is worse than it was; the words say so too."""
 
 
 def rank_map_image(shown: LayerMap) -> bytes:
@@ -75,4 +79,35 @@ def importance_image(found: Importance) -> bytes:
     axes.grid(False, axis="y")
     axes.legend(loc="lower right", frameon=False, fontsize=9, labelcolor=INK)
     figure.text(0.98, 0.02, plain(found.note), fontsize=8.5, color=SOFT, ha="right")
+    return png(figure)
+
+
+def layers_image(table: LayerTable) -> bytes:
+    """Return the table of layers as PNG."""
+    height = 1.5 + 0.2 * (len(table.rows) + 2)
+    figure, axes = canvas(table.title, table.subtitle, "", "", height)
+    axes.set_axis_off()
+    axes.set_position((0.02, 0.4 / height, 0.96, 1 - 1.2 / height))
+    axes.set(xlim=(0, 1), ylim=(len(table.rows) + 1.6, -1))
+    lines = [[Entry(column.heading) for column in table.columns], *table.rows, table.total]
+    widths = [max(8, *(len(line[i].text) for line in lines)) + 2 for i in range(len(table.columns))]
+    left = 0.0
+    for i, (column, width) in enumerate(zip(table.columns, widths, strict=True)):
+        right = left + width / sum(widths)
+        for y, line in enumerate(lines):
+            entry, place = line[i], y - 0.5 if y == 0 else y
+            bold = y in (0, len(lines) - 1) or entry.flagged
+            axes.text(
+                right - 0.004 if column.number else left,
+                place,
+                plain(clean(entry.text, 40)),
+                ha="right" if column.number else "left",
+                va="center",
+                fontsize=min(8.0, 950 / sum(widths)),
+                fontweight="bold" if bold else "normal",
+                color=FLAG if entry.flagged else INK,
+            )
+        left = right
+    axes.hlines([0.2, len(lines) - 1.5], 0, 1, color=SOFT, linewidth=0.8)
+    figure.text(0.98, 0.15 / height, plain(table.note), fontsize=8.5, color=SOFT, ha="right")
     return png(figure)

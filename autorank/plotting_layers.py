@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -62,7 +63,7 @@ def curve_figure(header: SweepHeader, records: Sequence[TrialRecord]) -> Figure:
             "mode": "lines+markers",
             "name": f"#{record.number}",
             "x": [step for step, _ in record.curve],
-            "y": [loss for _, loss in record.curve],
+            "y": [loss if math.isfinite(loss) else None for _, loss in record.curve],
             "text": joined((f"trial {record.number} · {plan_text(record.plan)}", *_scores(header, record))),
             "hovertemplate": "step %{x}: loss %{y:.4g}<br>%{text}<extra></extra>",
             "line": {"width": 2, "color": OKABE_ITO[i % 5], "dash": _DASHES[i // 5 % len(_DASHES)]},
