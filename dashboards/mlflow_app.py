@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import warnings
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
@@ -50,12 +51,13 @@ def set_up(uri: str, hosts: Sequence[str] = ()) -> None:
 
 def application(uri: str) -> Any:
     """Return a FastAPI application with MLflow's checks of host and origin, and its pages unless a server has them."""
-    if not is_server(uri):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what MLflow's own imports will have to change some day
         from mlflow.server.fastapi_app import create_fastapi_app
-
+        from mlflow.server.fastapi_security import init_fastapi_security
+    if not is_server(uri):
         return create_fastapi_app()
     from fastapi import FastAPI
-    from mlflow.server.fastapi_security import init_fastapi_security
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     init_fastapi_security(app)
