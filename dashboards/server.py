@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 import threading
 import webbrowser
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,6 +83,7 @@ def application(sources: Sources, uri: str) -> Any:
 def guard(dash: Dash) -> None:
     """Let pages run no script but our own, and take no request that another site's page sends."""
     import flask
+    from dash.exceptions import DependencyException
 
     server = dash.server
     policy = "; ".join(
@@ -104,6 +106,10 @@ def guard(dash: Dash) -> None:
         if origin is not None and urlsplit(origin).netloc != flask.request.host:
             return "another site's page may not ask for this", 403
         return None
+
+    @server.errorhandler(DependencyException)
+    def no_such_file(_error: DependencyException) -> tuple[str, int]:
+        return "there is no such file", 404
 
     @server.after_request
     def restrict(response: flask.Response) -> flask.Response:
@@ -189,7 +195,10 @@ def serve(
         address = f"http://{named}:{number}"
         settings = uvicorn.Config(app, log_level="error", access_log=False, lifespan="on", timeout_graceful_shutdown=2)
         server = _Announcing(settings, lambda: _announce(address, uri, places, browse, say))
-        server.run(sockets=[listener])
+        # What ends it is sent again when all is closed; it must not keep the exports from being ended.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        with suppress(KeyboardInterrupt):
+            server.run(sockets=[listener])
 
 
 def _hosts(host: str, port: int) -> list[str]:

@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -147,6 +148,9 @@ class TestStarting:
         served = serve("sweeps", directory=tmp_path)
         assert ask(served.mlflow, "/dashboard/")[0] == 200
         assert not (tmp_path / "sweeps").exists()  # looking makes nothing
+        served.process.terminate()
+        assert served.process.wait(30) == 0
+        assert "Traceback" not in served.errors.read_text()
 
     def test_when_the_server_with_the_runs_is_away(self, serve, tmp_path):
         with socket.socket() as closed:
@@ -204,8 +208,10 @@ class TestLinksToMlflow:
         assert tags["autorank.sweep_id"] == "first"
         runs.close()
 
-    def test_a_locked_database_is_named_and_forgotten_when_it_is_free(self, place):
-        file = place / "sweeps" / "mlflow.db"
+    def test_a_locked_database_is_named_and_forgotten_when_it_is_free(self, place, tmp_path):
+        file = tmp_path / "mlflow.db"  # one that nobody else has open
+        with closing(sqlite3.connect(place / "sweeps" / "mlflow.db")) as known:
+            known.execute("VACUUM INTO ?", [str(file)])
         runs = Runs(f"sqlite:///{file}?timeout=0.2")
         lock = sqlite3.connect(file, isolation_level=None)
         lock.execute("PRAGMA locking_mode=EXCLUSIVE")
