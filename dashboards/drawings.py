@@ -13,7 +13,7 @@ from autorank.scene import AXES, Scene, scene
 from autorank.types import SweepHeader, TrialRecord
 
 from .address import Address
-from .sections import Kept, token
+from .sections import Aside, Kept, token
 
 if TYPE_CHECKING:
     from .library import SweepView
@@ -28,6 +28,9 @@ KINDS = {"full": "full fidelity", "partial": "lower fidelity", "pruned": "stoppe
 _scenes = Kept(24)
 _figures = Kept(48)
 _numbers = Kept(24)
+
+aside = Aside(24)
+"""What takes seconds."""
 
 
 def available(view: SweepView) -> tuple[str, ...]:
@@ -99,7 +102,9 @@ def drawn(key: Hashable, draw: Callable[[], Figure]) -> Figure:
 def fitted(figure: Figure, **margins: int) -> Figure:
     """Return a figure for a place on a page that has a heading of its own."""
     layout = {k: v for k, v in figure["layout"].items() if k != "title"}
-    return {"data": figure["data"], "layout": {**layout, "margin": {"l": 60, "r": 12, "t": 30, "b": 76, **margins}}}
+    below = any("yshift" in annotation for annotation in layout.get("annotations", ()))  # a remark under the axis
+    margin = {"l": 60, "r": 12, "t": 30, "b": 78 if below else 54, **margins}
+    return {"data": figure["data"], "layout": {**layout, "margin": margin}}
 
 
 @dataclass(frozen=True)
@@ -157,18 +162,24 @@ def rank_map(view: SweepView, number: int | None, pin: int | None) -> Drawing:
 
 
 def importance(view: SweepView) -> Drawing:
-    """Return the figure of what the choices explain, worked out anew for every number of records."""
+    """Return the figure of what the choices explain: the latest that there is, while a newer one is worked out."""
     header, records = view.contents.header, view.contents.records
     if header is None or not records:
         return Drawing(("importance",), "", lambda: nothing("No trial yet."))
-    shows = ("importance", view.key, len(records), view.created)
-    return _kept(shows, shows[:2], lambda: fitted(plotting.importance_figure(importance_of(header, records))))
+    what = ("importance", view.key, view.created)
+    found = aside.latest(what, len(records), lambda: importance_of(header, records))
+    if found is None:
+        return Drawing((*what, "waits"), "", lambda: nothing("Being worked out; this takes some seconds."))
+    count, result = found
+    if result is None:
+        return Drawing((*what, "none"), "", lambda: nothing("This cannot be worked out for these trials."))
+    return _kept((*what, count), what, lambda: fitted(plotting.importance_figure(result)))
 
 
 def curves(view: SweepView, header: SweepHeader, records: Sequence[TrialRecord]) -> Drawing:
     """Return the figure of the fine-tune of some trials."""
     shows = ("curves", view.key, tuple(record.number for record in records))
-    return _kept(shows, shows, lambda: fitted(plotting.curve_figure(header, records), b=52))
+    return _kept(shows, shows, lambda: fitted(plotting.curve_figure(header, records)))
 
 
 def nothing(text: str) -> Figure:

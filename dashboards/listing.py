@@ -139,7 +139,11 @@ def _row(view: SweepView) -> Part:
             html.Th(
                 [
                     html.A(clean(view.name, 120), href=Address(view.key).link(), title=clean(view.name, 300)),
-                    *([html.Div(clean(view.problem, 200), className="trouble")] if view.problem else []),
+                    *(
+                        [html.Div(clean(view.problem, 300), className="trouble small", title=clean(view.problem, 400))]
+                        if view.problem
+                        else []
+                    ),
                 ],
                 scope="row",
             ),

@@ -63,7 +63,7 @@ def _draw(one: SweepView, two: SweepView) -> drawings.Figure:
         yaxis=axis(label, low - room, high + room),
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
     )
-    return drawings.fitted(figure, b=56)
+    return drawings.fitted(figure)
 
 
 def _scale(headers: list[SweepHeader]) -> tuple[str, Any]:

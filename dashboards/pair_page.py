@@ -31,7 +31,7 @@ def page(sources: Sources, address: Address) -> Part:
         return parts.gone("One of these sweeps is not there (any more).")
     return [
         place(found, "pair-head"),
-        parts.card(*parts.graph("panel-figure", "figure")),
+        parts.card(parts.graph("panel-figure", "figure")),
         place(found, "pair-body"),
         seen("pair", found),
     ]
@@ -74,7 +74,7 @@ def _curves(view: SweepView, number: int, pin: int) -> list[Part]:
     records = [drawings.record_of(view, n) for n in (number, pin)]
     if not any(record and record.curve for record in records):
         return []
-    return [parts.card(html.H3("Fine-tune"), *parts.graph("panel-figure", "figure low"))]
+    return [parts.card(html.H3("Fine-tune"), parts.graph("panel-figure", "figure low"))]
 
 
 def _head(one: SweepView, two: SweepView) -> Part:

@@ -59,7 +59,7 @@ def panel(view: SweepView, address: Address, choice: Chosen, tab: str) -> Part:
     if tab == "compare" and choice.number is not None and address.pin is not None:
         return pair_page.points_panel(view, address, choice.number, address.pin)
     return parts.card(
-        html.P(_NOTES[tab], className="soft"), *parts.graph("panel-figure", "figure tall"), className="panel"
+        html.P(_NOTES[tab], className="soft"), parts.graph("panel-figure", "figure tall"), className="panel"
     )
 
 

@@ -93,7 +93,9 @@ def ratio(value: float | None) -> str:
 
 def number(value: float | None, digits: int = 3) -> str:
     """Return a number with so many digits."""
-    return "–" if value is None else f"{value:.{digits}g}"
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e7 else f"{value:.{digits}g}"
 
 
 def fact(label: str, *value: Part, note: Part = "", **more: Any) -> Part:
@@ -134,10 +136,10 @@ _BLANK: Any = {
 }
 
 
-def graph(name: str, classes: str) -> tuple[Part, Part]:
-    """Return the place of the figure `name`, and where it remembers what it shows (`name`-shows)."""
+def graph(name: str, classes: str) -> Part:
+    """Return the place of the figure `name`."""
     drawn = dcc.Graph(id=name, config=_CONFIG, responsive=True, figure=_BLANK, style={"height": "100%"})
-    return html.Div(drawn, className=classes), dcc.Store(id=f"{name}-shows")
+    return html.Div(drawn, className=classes)
 
 
 def gone(what: str) -> Part:

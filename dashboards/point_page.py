@@ -32,7 +32,7 @@ def panel(view: SweepView, address: Address, number: int) -> Part:
         return parts.card(html.P(f"There is no trial #{number} in this sweep."), id="point")
     point = view.point(number)
     tables = [_scores(view, header, record, point), _costs(header, record, point)]
-    curve = [parts.card(html.H3("Fine-tune"), *parts.graph("panel-figure", "figure low"))] if record.curve else []
+    curve = [parts.card(html.H3("Fine-tune"), parts.graph("panel-figure", "figure low"))] if record.curve else []
     return html.Div(
         [
             html.Div(
@@ -42,11 +42,10 @@ def panel(view: SweepView, address: Address, number: int) -> Part:
                         html.Div(tables, className="two"),
                     ),
                     parts.card(*_export(view, record, point), className="export"),
-                    *curve,
                 ],
                 className="column",
             ),
-            parts.card(*layers_table(record, point), className="layers"),
+            html.Div([parts.card(*layers_table(record, point), className="layers"), *curve], className="column"),
         ],
         className="point",
         id="point",
@@ -167,10 +166,9 @@ def _export(view: SweepView, record: TrialRecord, point: FrontPoint | None) -> l
     ]
 
 
+_PLAN_COLUMNS = (("Layer", False), ("Format", False), ("Rank", False))
 _LAYER_COLUMNS = (
-    ("Layer", False),
-    ("Format", False),
-    ("Rank", False),
+    *_PLAN_COLUMNS,
     ("MACs", True),
     ("kept", True),
     ("Weight error", True),
@@ -193,13 +191,15 @@ def layers_table(record: TrialRecord, point: FrontPoint | None) -> list[Part]:
             return [title, html.P("Every layer is dense.", className="soft", id="layers")]
         return [
             title,
-            html.Div(parts.table(_LAYER_COLUMNS[:3], planned, "Layers of the plan", id="layers"), className="scroll"),
+            html.Div(parts.table(_PLAN_COLUMNS, planned, "Layers of the plan", id="layers"), className="scroll"),
         ]
+    timed = any(layer.latency_ms is not None for layer in record.layers)
+    columns = _LAYER_COLUMNS if timed else _LAYER_COLUMNS[:-1]
     note = [html.Span("⚠ slower than the dense layer on this machine", className="soft")] if slower else []
     return [
         html.Div([title, *note], className="title"),
         html.Div(
-            parts.table(_LAYER_COLUMNS, [_layer(layer, slower) for layer in record.layers], "Layers", id="layers"),
+            parts.table(columns, [_layer(layer, slower, timed) for layer in record.layers], "Layers", id="layers"),
             className="scroll",
         ),
     ]
@@ -214,7 +214,7 @@ def _choice(choice: Choice, result: LayerResult | None) -> list[Part]:
     ]
 
 
-def _layer(layer: LayerResult, slower: set[str]) -> Part:
+def _layer(layer: LayerResult, slower: set[str], timed: bool) -> Part:
     late = layer.name in slower
     times = parts.number(layer.latency_ms)
     if layer.latency_ms is not None and layer.latency_dense_ms:
@@ -229,7 +229,7 @@ def _layer(layer: LayerResult, slower: set[str]) -> Part:
             parts.cell(parts.number(layer.weight_error)),
             parts.cell(parts.number(layer.output_error)),
             parts.cell(parts.number(layer.sensitivity)),
-            parts.cell(times),
+            *([parts.cell(times)] if timed else []),
         ],
         className="late" if late else "",
     )

@@ -6,6 +6,7 @@ import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -85,3 +86,42 @@ class Kept:
             while len(self._results) > self._most:
                 self._results.popitem(last=False)
         return made
+
+
+class Aside:
+    """Results that take seconds: worked out in a thread of their own, one after the other, while pages go on.
+
+    Attributes
+    ----------
+    done : int
+        How many were worked out so far; a page that waits for one has news when it grows.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.done = 0
+        self._results: OrderedDict[Hashable, tuple[Hashable, Any]] = OrderedDict()
+        self._under_way: set[Hashable] = set()
+        self._most = most
+        self._lock = threading.Lock()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="autorank-aside")
+
+    def latest(self, what: Hashable, version: Hashable, make: Callable[[], T]) -> tuple[Hashable, T] | None:
+        """Return the latest version and result for `what`, None before the first; begin a newer one where it is old."""
+        with self._lock:
+            found = self._results.get(what)
+            if (found is None or found[0] != version) and what not in self._under_way:
+                self._under_way.add(what)
+                self._pool.submit(make).add_done_callback(lambda future: self._take(what, version, future))
+            return found
+
+    def _take(self, what: Hashable, version: Hashable, future: Future[Any]) -> None:
+        with self._lock:
+            self._under_way.discard(what)
+            if future.cancelled():
+                return
+            result = None if future.exception() else future.result()
+            self._results[what] = (version, result)
+            self._results.move_to_end(what)
+            while len(self._results) > self._most:
+                self._results.popitem(last=False)
+            self.done += 1

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from dash import dcc, html
 
-from autorank.captions import clean, counted, plan_text, value_label, value_name
+from autorank.captions import clean, counted, plan_text, value_name
 from autorank.front import default_drop
 
 from . import drawings, panels, parts
@@ -45,7 +45,7 @@ def page(sources: Sources, address: Address) -> Part:
             [
                 parts.card(
                     html.Div([place(found, "axes"), place(found, "filters")], className="tools"),
-                    *parts.graph("front", "figure"),
+                    parts.graph("front", "figure"),
                     **parts.aria(label="Figure of the front"),
                 ),
                 html.Div(
@@ -97,9 +97,11 @@ def sections(sources: Sources, address: Address) -> Sections:
             token(view.key, members, best, choice.number, address.link(point=None)),
             lambda: _members(view, address, choice),
         ),
-        "tabs": Section(token(view.key, tab, choice.number, address), lambda: _tabs(view, address, choice, tab)),
+        "tabs": Section(
+            token(view.key, view.header is None, tab, choice.number, address), lambda: _tabs(view, address, choice, tab)
+        ),
         "panel": Section(
-            token(view.key, tab, panels.shows(view, address, choice, tab)),
+            token(view.key, view.header is None, tab, panels.shows(view, address, choice, tab)),
             lambda: panels.panel(view, address, choice, tab),
         ),
     }
@@ -178,7 +180,7 @@ def _axes(view: SweepView, able: tuple[str, ...], axes: tuple[str, str], usual: 
     header = view.contents.header
     if header is None:
         return []
-    options = [{"label": value_label(header, name), "value": name} for name in able]
+    options = [{"label": value_name(header, name), "value": name} for name in able]
 
     def choice(name: str, label: str, value: str) -> Part:
         return html.Div(
@@ -337,6 +339,8 @@ def _members(view: SweepView, address: Address, choice: Chosen) -> Part:
 
 
 def _tabs(view: SweepView, address: Address, choice: Chosen, tab: str) -> Part:
+    if view.contents.header is None:
+        return []
     names = dict(_TABS)
     if choice.number is not None:
         names = {"point": f"Point #{choice.number}", **names}

@@ -107,30 +107,33 @@
   });
 
   // ---- what Dash calls ----
-  let asking = "", failed = 0, last = null;
+  const TOLD = ["place", "title", "fresh", "front", "panel", "selected"]; // as in pages.py
+  let asking = "", told = null, last = null;
   const triggered = (id) => window.dash_clientside.callback_context.triggered.some((one) => one.prop_id.startsWith(id + "."));
   const marked = (list) => list.flat().filter((one) => (one.value || []).length).map((one) => one.id.key);
 
   window.dash_clientside = window.dash_clientside || {};
   window.dash_clientside.autorank = {
-    async poll(_ticks, _search, known) {
-      const where = window.location.search;
-      if (asking === where + "." || (document.hidden && known)) return none();
+    async poll() {
+      const where = window.location.search, nothing = TOLD.map(none);
+      if (asking === where + "." || (document.hidden && told)) return nothing;
       asking = where + ".";
       const place = byId("offline");
       try {
-        const answer = await fetch("fresh" + where, {cache: "no-store", signal: AbortSignal.timeout(8000)});
+        const answer = await fetch("standing" + where, {cache: "no-store", signal: AbortSignal.timeout(8000)});
         if (!answer.ok) throw new Error(String(answer.status));
-        const {fresh} = await answer.json();
+        const now = await answer.json();
+        if (where !== window.location.search) return nothing; // the answer to the new address is on its way
         if (place?.textContent) {
           place.textContent = "";
-          failed += 1; // what was asked for meanwhile was not answered: ask for all of it again
+          told = null; // what was asked for meanwhile was not answered: ask for all of it again
         }
-        const now = failed ? `${fresh}.${failed}` : fresh;
-        return now === known ? none() : now;
+        const before = told || {};
+        told = now;
+        return TOLD.map((name) => JSON.stringify(now[name]) === JSON.stringify(before[name]) ? none() : now[name]);
       } catch {
         if (place) place.textContent = "The server does not answer; trying again …";
-        return none();
+        return nothing;
       } finally {
         asking = "";
       }
@@ -152,6 +155,15 @@
         wear();
       }
       return [isDark(), `Theme: ${theme}`];
+    },
+    reveal() { // the chosen row of the front, once it is drawn
+      setTimeout(() => {
+        const row = document.querySelector('[data-keys="front"] tr.current'), box = row?.closest('[data-keys="front"]');
+        if (!box) return;
+        const head = 30, top = row.offsetTop - head, bottom = row.offsetTop + row.offsetHeight;
+        if (top < box.scrollTop) box.scrollTop = top;
+        else if (bottom > box.scrollTop + box.clientHeight) box.scrollTop = bottom - box.clientHeight;
+      }, 60);
     },
     front(base, selected) {
       if (!base) return none();
