@@ -113,7 +113,7 @@ class Reading:
             return
         try:
             self._contents = _with(self._contents, self._records, json.loads(line))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise SweepError(
                 f"{self.path}, line {self._lines}: not a journal entry ({describe(error)}); "
                 "restore the file, or delete that line to run its trial again"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from operator import le
 
 from autorank.errors import EmptyFrontError
 from autorank.types import Direction
@@ -35,7 +36,7 @@ def minimised(point: Values, directions: Sequence[Direction]) -> tuple[float, ..
 
 def _covers(a: Sequence[float], b: Sequence[float]) -> bool:
     """Say whether `a` is at least as good as `b` in every (minimised) objective."""
-    return all(x <= y for x, y in zip(a, b, strict=True))
+    return all(map(le, a, b))
 
 
 def point_dominates(a: Values, b: Values, directions: Sequence[Direction]) -> bool:
@@ -52,7 +53,13 @@ def _front(points: Sequence[tuple[float, ...]]) -> list[int]:
     """Return the indices of the non-dominated minimised points, of equal ones the first, in lexicographic order."""
     kept: list[int] = []
     # In lexicographic order nothing is dominated by what comes after it; the index settles ties for the first.
-    for i in sorted(range(len(points)), key=lambda i: (points[i], i)):
+    order = sorted(range(len(points)), key=lambda i: (points[i], i))
+    if points and len(points[0]) == 2:  # then the last one kept covers whatever any of them covers
+        for i in order:
+            if not kept or points[i][1] < points[kept[-1]][1]:
+                kept.append(i)
+        return kept
+    for i in order:
         if not any(_covers(points[j], points[i]) for j in kept):
             kept.append(i)
     return kept

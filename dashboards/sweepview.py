@@ -83,6 +83,7 @@ class Watched:
     def __init__(self, key: str, directory: Path, next_version: Callable[[], int]) -> None:
         self._next_version = next_version
         self._follower, self._front = Follower(directory), GrowingFront()
+        self._state, self._seen = SweepState("reading"), (False, True)
         self.view = SweepView(
             key, clean(directory.name), directory, _changed(self._follower.path), version=next_version()
         )
@@ -98,6 +99,12 @@ class Watched:
 
     def look(self, most: int = -1) -> bool:
         """Read what is new, at most about so many bytes, and say whether there is another view now."""
+        try:
+            return self._look(most)
+        except Exception as error:  # what a journal of another program says must not end the reading of the others
+            return self.trouble(f"{self._follower.path} cannot be shown: {describe(error)}")
+
+    def _look(self, most: int) -> bool:
         # Asked before the journal is read: what ends in between is then seen at the next look.
         running, problem = self._follower.running, ""
         try:
@@ -107,13 +114,12 @@ class Watched:
         contents = self._follower.contents
         if contents.header is None and not problem and not self._follower.path.exists():
             problem = f"there is no {FILE_NAME} in {self.view.directory} any more"
-        try:
-            state = SweepState.of(contents, running)
-            if self.behind and not problem:
-                state = replace(state, stage="reading", seconds_left=None)
-            return self._show(contents, state, problem)
-        except Exception as error:  # what a journal of another program says must not end the reading of the others
-            return self.trouble(f"{self._follower.path} cannot be shown: {describe(error)}")
+        seen = (running, self.behind and not problem)
+        if contents is not self.view.contents or seen != self._seen:
+            self._state, self._seen = SweepState.of(contents, running), seen
+            if seen[1]:
+                self._state = replace(self._state, stage="reading", seconds_left=None)
+        return self._show(contents, self._state, problem)
 
     def _show(self, contents: JournalContents, state: SweepState, problem: str) -> bool:
         before = self.view

@@ -55,8 +55,8 @@ class Choice:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Choice:
         """Rebuild a choice from `to_json`; unknown keys raise KeyError, wrong types TypeError or ValueError."""
-        if not data.keys() <= _CHOICE_KEYS:
-            raise KeyError(f"unknown key {sorted(data.keys() - _CHOICE_KEYS)[0]!r} in a layer's choice")
+        if not _CHOICE_KEYS.issuperset(data):
+            raise KeyError(f"unknown key {sorted(set(data) - _CHOICE_KEYS)[0]!r} in a layer's choice")
         if not isinstance(data["format"], str):
             raise TypeError(f"format must be a name, not {data['format']!r}")
         rank = data["rank"]

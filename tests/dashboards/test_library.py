@@ -176,8 +176,8 @@ def test_a_half_written_line_waits_and_a_damaged_one_is_said_until_it_is_mended(
 
 @pytest.mark.parametrize(
     "line",
-    [b'{"event":"sweep","header":[]}', b'{"event":"surprise"}', b"[1]", b"\xff\xfe", b'{"event":"end","reason":1}'],
-    ids=["header", "event", "list", "bytes", "end"],
+    [b'{"event":"sweep","header":[]}', b'{"event":"surprise"}', b"[1]", b"\xff", b'{"event":"end"}', b"[" * 9999],
+    ids=["header", "event", "list", "bytes", "end", "deep"],
 )
 def test_a_journal_of_another_program_is_one_line_and_ends_nothing(tmp_path: Path, line: bytes) -> None:
     (tmp_path / "odd").mkdir()
