@@ -73,7 +73,8 @@ def application(sources: Sources, uri: str) -> Any:
     async def enter(request: Any) -> RedirectResponse:
         return RedirectResponse(PREFIX)
 
-    routes = [Mount(PREFIX.rstrip("/"), WSGIMiddleware(dash.server)), Route(PREFIX.rstrip("/"), enter)]
+    pages: Any = WSGIMiddleware(dash.server)
+    routes = [Mount(PREFIX.rstrip("/"), pages), Route(PREFIX.rstrip("/"), enter)]
     if mlflow_app.is_server(uri):
         routes.append(Route("/", enter))
     app.router.routes[:0] = routes  # MLflow's own routes end in one that takes everything
