@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from functools import lru_cache
 
-from autorank.types import Choice, FrontPoint, Plan, SweepHeader, TrialRecord
+from autorank.types import Choice, FrontPoint, Plan, SweepHeader, TrialRecord, tally
 
 COST_LABELS = {
     "macs_kept": "MACs kept",
@@ -91,6 +92,22 @@ def counted(number: float) -> str:
         if number >= size:
             return f"{number / size:.2f} {letter}"
     return f"{number:.0f}"
+
+
+def sweep_text(header: SweepHeader, records: Sequence[TrialRecord], front: int) -> str:
+    """Return a sweep in one line: its name, its trials, how many are on the front, the dense model."""
+    dense = f"dense: {header.dense.score:.4g} {unit_of(header)}".rstrip()
+    cost = f"{counted(header.dense_cost.macs)} MACs, {counted(header.dense_cost.params)} parameters"
+    return f"{clean(header.sweep_id, 60)} · {tally(records)}, {front} on the front · {dense}, {cost}"
+
+
+def not_drawn(records: Sequence[TrialRecord], drawn: int) -> str:
+    """Return how many trials a figure leaves out, and why; empty where it shows all."""
+    failed = sum(record.status == "failed" for record in records)
+    without = len(records) - drawn - failed
+    parts = [f"{failed} failed" if failed else "", f"{without} without a value on these axes" if without else ""]
+    text = ", ".join(part for part in parts if part)
+    return f"not drawn: {text}" if text else ""
 
 
 def hover(header: SweepHeader, record: TrialRecord, point: FrontPoint | None = None) -> tuple[str, ...]:

@@ -22,28 +22,29 @@ def _area(mark: Mark) -> float:
     return 24.0 + 2 * mark.size * 52.0 + (16.0 if mark.on_front else 0.0)
 
 
+def _inside(scene: Scene, mark: Mark) -> bool:
+    return scene.x.low <= mark.x <= scene.x.high and scene.y.low <= mark.y <= scene.y.high
+
+
 def _draw_trials(axes: Axes, scene: Scene) -> None:
-    low, high = scene.y.low, scene.y.high
     for kind in ("pruned", "partial", "full"):
-        for mark in (m for m in scene.marks if m.kind == kind):
-            if not (low <= mark.y <= high and scene.x.low <= mark.x <= scene.x.high):
+        for front in (False, True):
+            marks = [m for m in scene.marks if m.kind == kind and m.on_front == front and _inside(scene, m)]
+            if not marks:
                 continue
-            hollow = kind == "partial"
+            colours = [mark.colour for mark in marks]
             axes.scatter(
-                [mark.x],
-                [mark.y],
-                s=_area(mark),
+                [mark.x for mark in marks],
+                [mark.y for mark in marks],
+                s=[_area(mark) for mark in marks],
                 marker=_SYMBOLS[kind],
-                facecolors="none" if hollow else mark.colour,
-                edgecolors=None if kind == "pruned" else mark.colour if not mark.on_front else INK,
-                linewidths=1.3 if mark.on_front or kind != "full" else 0,
-                alpha=1.0 if mark.on_front else 0.6 if kind == "full" else 0.5,
-                zorder=5 if mark.on_front else 3,
+                # A cross has no inside: its lines take the colour of the face.
+                facecolors="none" if kind == "partial" else colours,
+                edgecolors=None if kind == "pruned" else INK if front else colours,
+                linewidths=1.3 if front or kind != "full" else 0,
+                alpha=1.0 if front else 0.6 if kind == "full" else 0.5,
+                zorder=5 if front else 3,
             )
-
-
-def _outside(scene: Scene) -> int:
-    return sum(not (scene.y.low <= m.y <= scene.y.high and scene.x.low <= m.x <= scene.x.high) for m in scene.marks)
 
 
 def _label(axes: Axes, mark: Mark, text: str, offset: tuple[float, float]) -> None:
@@ -130,7 +131,7 @@ def pareto_image(scene: Scene) -> bytes:
     _draw_trials(axes, scene)
     _draw_markings(axes, scene)
     _legend(figure, axes, scene)
-    outside = _outside(scene)
+    outside = sum(not _inside(scene, mark) for mark in scene.marks)
     notes = [f"marker area: {scene.third}"] if scene.third else []
     notes += [f"{outside} outside the frame"] if outside else []
     notes += [scene.note] if scene.note else []

@@ -16,6 +16,8 @@ GRID = "#e7e9ec"
 
 def plain(text: str) -> str:
     """Return `text` such that matplotlib reads no mathematics in it and has a glyph for every character."""
+    if text.isascii() and text.isprintable():
+        return text.replace("$", r"\$")
     from matplotlib.font_manager import findfont, get_font
 
     font = get_font(findfont("DejaVu Sans"))

@@ -54,8 +54,9 @@ def rank_map_image(shown: LayerMap) -> bytes:
 def _write_cells(axes: Axes, shown: LayerMap) -> None:
     for y, row in enumerate(shown.rows):
         for x, cell in enumerate(row):
-            dark = cell.kept is not None and cell.kept < 0.5
-            axes.text(x, y, cell.text, ha="center", va="center", fontsize=7, color="white" if dark else INK)
+            if cell.text:
+                dark = cell.kept is not None and cell.kept < 0.5
+                axes.text(x, y, cell.text, ha="center", va="center", fontsize=7, color="white" if dark else INK)
 
 
 def importance_image(found: Importance) -> bytes:

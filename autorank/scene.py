@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from autorank.captions import clean, counted, group_of, hover, unit_of, value_label, value_name
+from autorank.captions import group_of, hover, not_drawn, sweep_text, value_label, value_name
 from autorank.errors import ConfigError, EmptyFrontError
 from autorank.front import (
     COSTS,
@@ -21,7 +21,7 @@ from autorank.front import (
     reference_point,
     values,
 )
-from autorank.types import Direction, Fidelity, FrontPoint, Objective, SweepHeader, TrialRecord, tally
+from autorank.types import Direction, Fidelity, FrontPoint, Objective, SweepHeader, TrialRecord
 
 Kind = Literal["full", "partial", "pruned"]
 
@@ -265,8 +265,8 @@ def scene(
     bend = _knee(header, members)
     return Scene(
         title=f"{value_name(header, up.name)} against {value_name(header, across.name)}",
-        subtitle=_subtitle(header, records, len(members)),
-        note=_note(records, len(marks)),
+        subtitle=sweep_text(header, records, len(members)),
+        note=not_drawn(records, len(marks)),
         x=_axis(header, across, [*(m.x for m in on_front), dense_x], [m.x for m in marks]),
         y=_axis(header, up, [*(m.y for m in on_front), dense_y], [m.y for m in marks]),
         third=value_label(header, third.name) if third else "",
@@ -308,18 +308,3 @@ def _staircase(
             corners.append((x, level) if across.direction == "min" else (before, y))
         corners.append((x, y))
     return tuple(corners)
-
-
-def _subtitle(header: SweepHeader, records: Sequence[TrialRecord], front: int) -> str:
-    dense = f"dense: {header.dense.score:.4g} {unit_of(header)}".rstrip()
-    cost = f"{counted(header.dense_cost.macs)} MACs, {counted(header.dense_cost.params)} parameters"
-    trials = f"{tally(records)}, {front} on the front"
-    return f"{clean(header.sweep_id, 60)} · {trials} · {dense}, {cost}"
-
-
-def _note(records: Sequence[TrialRecord], drawn: int) -> str:
-    failed = sum(record.status == "failed" for record in records)
-    without = len(records) - drawn - failed
-    parts = [f"{failed} failed" if failed else "", f"{without} without a value on these axes" if without else ""]
-    text = ", ".join(part for part in parts if part)
-    return f"not drawn: {text}" if text else ""

@@ -25,6 +25,7 @@ from autorank.types import (
 
 HOSTILE = "<script>alert(1)</script>"
 SECRET = "s3cret"
+FULL_RANK = 40
 DENSE = DenseFigures(91.5, 2.0, 0.1)
 _FORMATS = (("tucker2",), ("spatial_svd",), ("tucker2", "spatial_svd", "channel_svd"))
 
@@ -77,7 +78,7 @@ def records(head: SweepHeader, count: int, seed: int = 0, mixed_fidelity: bool =
             made.append(replace(record, reason=reason, seconds={"fit": 0.5}))
             continue
         layers = tuple(
-            LayerResult(name, choice, 0.1, int(4e6 * kept), 3000, 4_000_000, 5000, 0.08, 40.0, 0.2, 0.25)
+            LayerResult(name, choice, 0.1, int(4e6 * kept), 3000, 4_000_000, 5000, 0.08, 40.0, 0.2, 0.25, full_rank=(FULL_RANK,))
             for name, choice in choices.items()
         )
         record = replace(

@@ -1,9 +1,8 @@
-"""Figures and tables against brute force, the parsed page and the decoded picture."""
+"""Pages, pictures and tables against the records, the parsed page and the decoded picture."""
 
 from __future__ import annotations
 
 import io
-import itertools
 import json
 import math
 import re
@@ -16,10 +15,10 @@ import pytest
 from PIL import Image
 
 from autorank import figures
-from autorank.captions import counted, group_of, plan_text, score_label
-from autorank.front import front_of, hypervolume, knee, recommend, reference_point, values
+from autorank.captions import counted, group_of, plan_text
+from autorank.front import front_of
 from autorank.run_values import public, without_secrets
-from autorank.scene import OKABE_ITO, hypervolumes, scene
+from autorank.scene import scene
 from autorank.types import Choice, Constraint, FrontPoint, Plan
 from tests.sweep_samples import HOSTILE, header, points, records
 
@@ -43,6 +42,9 @@ def case(request):
     return head, done, front_of(done, head.objectives, head.constraints)
 
 
+HEAD = ["html", "head", "meta", "meta", "meta", "meta", "title", "style"]
+
+
 class _Page(HTMLParser):
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -64,28 +66,19 @@ def figure_in(text: str) -> dict:
 
 def test_page_is_one_file_that_may_load_nothing(case):
     head, done, front = case
-    for text in (figures.pareto_html(head, done, front), figures.hypervolume_html(head, done)):
+    pages = [figures.pareto_html(head, done, front), figures.hypervolume_html(head, done)]
+    pages += [figures.rank_map_html(head, front), figures.importance_html(head, done)]
+    for text in pages:
+        tags = [tag for tag, _ in _Page(text).tags]
+        assert tags == [*HEAD, "script", "body", "div", "script"]
+        assert "showSendToCloud: false" in text
+    pages += [figures.layers_html(head, record) for record in done[:2]]
+    for text in pages:
         page = _Page(text)
-        tags = [tag for tag, _ in page.tags]
-        assert tags == [
-            "html",
-            "head",
-            "meta",
-            "meta",
-            "meta",
-            "meta",
-            "title",
-            "style",
-            "script",
-            "body",
-            "div",
-            "script",
-        ]
         assert not any({"src", "href"} & set(attrs) or any(a.startswith("on") for a in attrs) for _, attrs in page.tags)
         policy = next(a["content"] for _, a in page.tags if a.get("http-equiv") == "Content-Security-Policy")
         assert "default-src 'none'" in policy
         assert "http" not in policy
-        assert "showSendToCloud: false" in text
         assert "alert(1)</script" not in text.lower()
 
 
@@ -110,16 +103,33 @@ def test_texts_of_the_user_are_escaped_for_plotly():
     assert any("test " in text for text in texts)
 
 
-def test_pictures_decode_and_are_the_same_each_time(case):
-    head, done, front = case
-    for draw in (lambda: figures.pareto_png(head, done, front), lambda: figures.hypervolume_png(head, done)):
-        first = draw()
-        image = Image.open(io.BytesIO(first))
-        image.load()
-        assert image.format == "PNG"
-        assert image.size == (1440, 840)
-        assert len(image.convert("RGB").getcolors(1 << 21)) > 10
-        assert draw() == first
+DRAWINGS = {
+    "pareto": figures.pareto_png,
+    "hypervolume": lambda head, done, front: figures.hypervolume_png(head, done),
+    "rank-map": lambda head, done, front: figures.rank_map_png(head, front),
+    "importance": lambda head, done, front: figures.importance_png(head, done),
+    "layers": lambda head, done, front: figures.layers_png(head, front[0]) if front else None,
+}
+
+
+@pytest.mark.parametrize("draw", DRAWINGS.values(), ids=DRAWINGS.keys())
+def test_pictures_decode(case, draw):
+    picture = draw(*case)
+    if picture is None:
+        return
+    image = Image.open(io.BytesIO(picture))
+    image.load()
+    assert image.format == "PNG"
+    assert image.width == 1440
+    assert len(image.convert("RGB").getcolors(1 << 21)) > 10
+
+
+@pytest.mark.parametrize("draw", DRAWINGS.values(), ids=DRAWINGS.keys())
+def test_pictures_are_the_same_each_time(draw):
+    head = header()
+    done = records(head, 60)
+    front = front_of(done, head.objectives)
+    assert draw(head, done, front) == draw(head, done, front)
 
 
 def test_every_member_of_the_front_is_drawn_in_its_colour():
@@ -137,102 +147,6 @@ def test_every_member_of_the_front_is_drawn_in_its_colour():
         pixel = image.getpixel((round(x * image.width), round((1 - y) * image.height)))
         right_colour += "#{:02X}{:02X}{:02X}".format(*pixel) == mark.colour
     assert right_colour >= 0.8 * len(last)
-
-
-@pytest.mark.parametrize("mixed", [False, True], ids=["one-fidelity", "two-fidelities"])
-@pytest.mark.parametrize(
-    ("objectives", "constraints"),
-    [
-        (("score", "macs_kept"), ()),
-        (("score", "macs_kept"), (Constraint("macs_kept", "<=", 0.6),)),
-        (("score", "macs_kept", "latency_kept"), ()),
-    ],
-    ids=["two", "constrained", "three"],
-)
-def test_hypervolumes_equal_those_of_every_prefix(objectives, constraints, mixed):
-    head = header(objectives=objectives, constraints=constraints)
-    done = records(head, 40, seed=3, mixed_fidelity=mixed)
-    directions = [o.direction for o in head.objectives]
-    corner = reference_point(head.objectives, head.dense)
-    expected = [
-        hypervolume(
-            [values(r, head.objectives) for r in front_of(done[: i + 1], head.objectives, constraints)],
-            corner,
-            directions,
-        )
-        for i in range(len(done))
-    ]
-    assert hypervolumes(head, done) == pytest.approx(expected)
-    assert max(expected) > 0
-
-
-def test_scene_marks_what_front_says():
-    head = header()
-    done = records(head, 60)
-    front = front_of(done, head.objectives)
-    shown = scene(head, done, front)
-    assert {m.number for m in shown.marks if m.on_front} == {r.number for r in front}
-    assert shown.recommended.number == recommend(front, head.dense.score, "max", 1.0, head.objectives).record.number
-    assert shown.knee.number == front[knee([values(r, head.objectives) for r in front], ["max", "min"])].number
-    assert shown.dense == (1.0, head.dense.score)
-    assert {m.kind for m in shown.marks} == {"full", "pruned"}
-    assert set(shown.groups.values()) <= {*OKABE_ITO, "#CC79A7"}
-    assert f"{sum(r.status == 'failed' for r in done)} failed" in shown.note
-    assert shown.y.low < min(r.score for r in front)
-    assert shown.y.high > head.dense.score
-
-
-@pytest.mark.parametrize("direction", ["max", "min"])
-def test_staircase_is_the_border_of_what_is_attained(direction):
-    head = header(direction=direction, metric="m")
-    done = records(head, 60)
-    shown = scene(head, done, front_of(done, head.objectives))
-    sign = 1 if direction == "max" else -1
-    best = lambda x: max((sign * m.y for m in shown.marks if m.on_front and m.x <= x), default=-math.inf)  # noqa: E731
-    corners = shown.line
-    assert len(corners) == 2 * sum(m.on_front for m in shown.marks) - 1
-    assert all(a[0] <= b[0] and (a[0] == b[0] or a[1] == b[1]) for a, b in itertools.pairwise(corners))
-    for (x, y), (x2, _) in zip(corners[::2], [*corners[1::2], (math.inf, 0)], strict=True):
-        between = (x + x2) / 2 if math.isfinite(x2) else x + 1
-        assert best(between) == sign * y
-
-
-def test_third_objective_is_the_area_of_the_mark():
-    head = header(objectives=("score", "macs_kept", "latency_kept"))
-    done = records(head, 30)
-    shown = scene(head, done, ())
-    kept = {r.number: r.kept.get("latency_kept") for r in done}
-    ordered = sorted(shown.marks, key=lambda m: kept[m.number])
-    assert [m.size for m in ordered] == sorted(m.size for m in ordered)
-    assert (ordered[0].size, ordered[-1].size) == (0.0, 1.0)
-    assert "latency kept" in shown.third
-
-
-@pytest.mark.parametrize(
-    ("metric", "direction", "label"),
-    [
-        ("accuracy", "max", "validation accuracy (%)"),
-        ("psnr", "max", "validation psnr (dB)"),
-        ("mse", "min", "validation mse (lower is better)"),
-        ("f1", "max", "validation f1"),
-    ],
-)
-def test_score_axis_says_unit_and_direction(metric, direction, label):
-    assert score_label(header(metric=metric, direction=direction)) == label
-
-
-def test_cost_axis_says_what_is_divided_by_what():
-    head = header()
-    assert scene(head, (), ()).x.label == "MACs kept (compressed ÷ dense)"
-
-
-def test_far_outliers_do_not_squeeze_the_front():
-    head = header()
-    done = records(head, 40)
-    low = replace(done[0], number=99, status="complete", score=-5000.0, kept={"macs_kept": 0.9})
-    shown = scene(head, (*done, low), front_of(done, head.objectives))
-    assert shown.y.low > 0
-    assert any(m.number == 99 for m in shown.marks)
 
 
 def test_front_table_holds_the_points():
@@ -307,6 +221,26 @@ def test_addresses_lose_their_secrets(text, shown):
 def test_settings_lose_their_secrets():
     settings = {"a": {"hf_token": "x", "uri": ["http://u:p@h"]}, "n": 1, "password": ""}
     assert without_secrets(settings) == {"a": {"hf_token": "***", "uri": ["http://h"]}, "n": 1, "password": ""}
+
+
+def test_the_layers_of_a_point_stand_in_a_table_that_keys_can_sort():
+    head = header()
+    done = records(head, 12)
+    point = points(head, done)[0]
+    page = _Page(figures.layers_html(head, point))
+    tags = [tag for tag, _ in page.tags]
+    assert tags[: len(HEAD)] == HEAD
+    columns = tags.count("button")
+    assert columns == tags.count("th") == 13
+    assert tags.count("td") == columns * (len(point.record.layers) + 2)  # conv1, left dense, and the sum
+    own = {"main", "h1", "p", "div", "table", "thead", "tbody", "tfoot", "tr", "th", "td", "button"}
+    assert set(tags) == {*HEAD, "body", "script", *own}
+    values = [float(attrs["data-value"]) for tag, attrs in page.tags if tag == "td" and "data-value" in attrs]
+    assert sum(layer.macs for layer in point.record.layers) in values
+    assert sum(attrs.get("class") == "flagged" for tag, attrs in page.tags if tag == "td") == 1
+    image = Image.open(io.BytesIO(figures.layers_png(head, point)))
+    image.load()
+    assert image.format == "PNG"
 
 
 def test_importing_figures_imports_no_drawing_library():

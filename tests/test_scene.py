@@ -1,4 +1,4 @@
-"""The scene of a Pareto figure on any two axes, against the border of what the points attain and a count by hand."""
+"""The scene of a Pareto figure and the hypervolume, against brute force and a count by hand."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from dataclasses import replace
 
 import pytest
 
+from autorank.captions import score_label
 from autorank.errors import ConfigError
-from autorank.front import front_of
-from autorank.scene import AXES, scene
+from autorank.front import front_of, hypervolume, knee, recommend, reference_point, values
+from autorank.scene import AXES, OKABE_ITO, hypervolumes, scene
+from autorank.types import Constraint
 from tests.sweep_samples import header, records
 
 PAIRS = [(x, y) for x in AXES for y in AXES if x != y]
@@ -92,3 +94,99 @@ def test_labels_stand_on_the_free_side(axes):
             place = shown.x.place(mark.x)
             assert (place if beyond < 0 else 1 - place) <= 0.25
     assert all(math.isfinite(v) for axis in (shown.x, shown.y) for v in (axis.low, axis.high))
+
+
+@pytest.mark.parametrize("mixed", [False, True], ids=["one-fidelity", "two-fidelities"])
+@pytest.mark.parametrize(
+    ("objectives", "constraints"),
+    [
+        (("score", "macs_kept"), ()),
+        (("score", "macs_kept"), (Constraint("macs_kept", "<=", 0.6),)),
+        (("score", "macs_kept", "latency_kept"), ()),
+    ],
+    ids=["two", "constrained", "three"],
+)
+def test_hypervolumes_equal_those_of_every_prefix(objectives, constraints, mixed):
+    head = header(objectives=objectives, constraints=constraints)
+    done = records(head, 40, seed=3, mixed_fidelity=mixed)
+    directions = [o.direction for o in head.objectives]
+    corner = reference_point(head.objectives, head.dense)
+    expected = [
+        hypervolume(
+            [values(r, head.objectives) for r in front_of(done[: i + 1], head.objectives, constraints)],
+            corner,
+            directions,
+        )
+        for i in range(len(done))
+    ]
+    assert hypervolumes(head, done) == pytest.approx(expected)
+    assert max(expected) > 0
+
+
+def test_scene_marks_what_front_says():
+    head = header()
+    done = records(head, 60)
+    front = front_of(done, head.objectives)
+    shown = scene(head, done, front)
+    assert {m.number for m in shown.marks if m.on_front} == {r.number for r in front}
+    assert shown.recommended.number == recommend(front, head.dense.score, "max", 1.0, head.objectives).record.number
+    assert shown.knee.number == front[knee([values(r, head.objectives) for r in front], ["max", "min"])].number
+    assert shown.dense == (1.0, head.dense.score)
+    assert {m.kind for m in shown.marks} == {"full", "pruned"}
+    assert set(shown.groups.values()) <= {*OKABE_ITO, "#CC79A7"}
+    assert f"{sum(r.status == 'failed' for r in done)} failed" in shown.note
+    assert shown.y.low < min(r.score for r in front)
+    assert shown.y.high > head.dense.score
+
+
+@pytest.mark.parametrize("direction", ["max", "min"])
+def test_staircase_is_the_border_of_what_is_attained(direction):
+    head = header(direction=direction, metric="m")
+    done = records(head, 60)
+    shown = scene(head, done, front_of(done, head.objectives))
+    sign = 1 if direction == "max" else -1
+    best = lambda x: max((sign * m.y for m in shown.marks if m.on_front and m.x <= x), default=-math.inf)  # noqa: E731
+    corners = shown.line
+    assert len(corners) == 2 * sum(m.on_front for m in shown.marks) - 1
+    assert all(a[0] <= b[0] and (a[0] == b[0] or a[1] == b[1]) for a, b in itertools.pairwise(corners))
+    for (x, y), (x2, _) in zip(corners[::2], [*corners[1::2], (math.inf, 0)], strict=True):
+        between = (x + x2) / 2 if math.isfinite(x2) else x + 1
+        assert best(between) == sign * y
+
+
+def test_third_objective_is_the_area_of_the_mark():
+    head = header(objectives=("score", "macs_kept", "latency_kept"))
+    done = records(head, 30)
+    shown = scene(head, done, ())
+    kept = {r.number: r.kept.get("latency_kept") for r in done}
+    ordered = sorted(shown.marks, key=lambda m: kept[m.number])
+    assert [m.size for m in ordered] == sorted(m.size for m in ordered)
+    assert (ordered[0].size, ordered[-1].size) == (0.0, 1.0)
+    assert "latency kept" in shown.third
+
+
+@pytest.mark.parametrize(
+    ("metric", "direction", "label"),
+    [
+        ("accuracy", "max", "validation accuracy (%)"),
+        ("psnr", "max", "validation psnr (dB)"),
+        ("mse", "min", "validation mse (lower is better)"),
+        ("f1", "max", "validation f1"),
+    ],
+)
+def test_score_axis_says_unit_and_direction(metric, direction, label):
+    assert score_label(header(metric=metric, direction=direction)) == label
+
+
+def test_cost_axis_says_what_is_divided_by_what():
+    head = header()
+    assert scene(head, (), ()).x.label == "MACs kept (compressed ÷ dense)"
+
+
+def test_far_outliers_do_not_squeeze_the_front():
+    head = header()
+    done = records(head, 40)
+    low = replace(done[0], number=99, status="complete", score=-5000.0, kept={"macs_kept": 0.9})
+    shown = scene(head, (*done, low), front_of(done, head.objectives))
+    assert shown.y.low > 0
+    assert any(m.number == 99 for m in shown.marks)
