@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from safetensors import SafetensorError
 
 from autorank import strategies
+from autorank.artifacts import reason
 from autorank.config import SweepConfig
 from autorank.errors import EmptyFrontError, SweepError
 from autorank.finish import measure_front
@@ -20,9 +23,11 @@ from autorank.journal import Journal
 from autorank.prepare import Prepared, default_workers, prepare
 from autorank.progress import Reporter
 from autorank.reuse import borrowed
-from autorank.schedule import Schedule
+from autorank.scene import pick
+from autorank.schedule import Schedule, job_of
 from autorank.stopping import StopSignal, interrupts
 from autorank.tasks import Task
+from autorank.trial import TrialRunner
 from autorank.trialfiles import carrier_file, weights_file
 from autorank.types import DenseFigures, FrontPoint, SweepHeader, TrialRecord
 
@@ -74,7 +79,8 @@ class Driver:
             What a person can mend, the disk included; all trials that finished before are in the journal.
         """
         try:
-            return self._run()
+            with ExitStack() as self._scratch:
+                return self._run()
         except (OSError, SafetensorError) as error:
             said = getattr(error, "strerror", None) or str(error)
             named = getattr(error, "filename", None) or self.directory
@@ -230,7 +236,34 @@ class Driver:
         self.journal.write_front(points, dense)
         if self.tracker is not None:
             self.tracker.finish(points, dense=dense, state="stopped" if self.stop.interrupted else "finished")
+            if not self.stop.interrupted:
+                self._register(prepared, points)
         return points
+
+    def _register(self, prepared: Prepared, points: Sequence[FrontPoint]) -> None:
+        """Put the recommended model into MLflow's registry, unless it is there; a failure is one line."""
+        from autorank.registry import pack, package_key
+
+        chosen = pick(self.header, [point.record for point in points])
+        point = next((point for point in points if chosen is not None and point.record.number == chosen.number), None)
+        if point is None or self.tracker.problem or self.tracker.registered == package_key(point):
+            return
+        what = "the recommended model into MLflow's registry"
+        self.reporter.step(what, 0, 3)
+        try:
+            model = TrialRunner(prepared.context).model(job_of(point.record, self.records))
+            folder = Path(self._scratch.enter_context(TemporaryDirectory(prefix="autorank-model-")))
+            package = pack(
+                self.task, self.header, point, model, folder, lambda done, total: self.reporter.step(what, done, total)
+            )
+        except Exception as error:
+            self.reporter.step(what, 3, 3)
+            self.reporter.say(f"note: the recommended model is not in MLflow's registry: {reason(error)}")
+            return
+        called = self.tracker.register(package)
+        self.reporter.step(what, 3, 3)
+        if called:
+            self.reporter.say(f"registered in MLflow: {called}")
 
     def _why_empty(self) -> str:
         said = self._schedule_now.ended

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -18,7 +19,7 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from autorank.mlflow_ui import ARTIFACTS, first_opening, sqlite_file
-from autorank.run_inputs import DataInput, ModelInput
+from autorank.run_inputs import DataInput, ModelInput, Package
 from autorank.run_sync import Metric, Run
 from autorank.run_values import RunValues
 
@@ -30,6 +31,16 @@ _SETTINGS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
 }
 _quiet_threads: set[int] = set()
+
+
+CHAMPION = "champion"
+"""Alias of the version that the newest finished sweep of a network has registered."""
+
+LOGGED = "recommended"
+_REGISTERED = (
+    "Compressed copies of one network, the recommended one of each sweep of autorank. The newest sweep that finished "
+    f"holds the alias {CHAMPION}."
+)
 
 
 class _Quiet(logging.Filter):
@@ -78,6 +89,7 @@ class MlflowRuns:
 
     def __init__(self, uri: str, experiment: str) -> None:
         self._places: dict[str, str] = {}  # run → where its artifacts lie
+        self._database = not uri.startswith(("http://", "https://"))
         file = sqlite_file(uri)
         location = None if file is None else (file.parent / ARTIFACTS).as_uri()
         with first_opening(file):
@@ -167,6 +179,45 @@ class MlflowRuns:
             for one in data
         ]
         self.client.log_inputs(run.id, found, [entities.LoggedModelInput(model)] if model else [])
+
+    def register(self, run: Run, child: Run, package: Package) -> str:
+        from mlflow import entities
+        from mlflow.exceptions import MlflowException
+        from mlflow.models import Model
+
+        try:
+            self.client.get_registered_model(package.name)
+        except MlflowException:  # not there yet: a store that is away fails in the next line
+            self.client.create_registered_model(package.name, description=_REGISTERED)
+        logged = self.client.create_logged_model(
+            self.experiment, LOGGED, child.id, dict(package.tags), model_type="compressed network"
+        )
+        made = logged.model_id
+        # A database on this machine would look `models:/…` up at MLflow's global address, which is not ours.
+        source = logged.artifact_location if self._database else f"models:/{made}"
+        try:
+            described = Model.load(str(package.folder))
+            described.model_id, described.run_id = made, child.id
+            described.save(str(package.folder / "MLmodel"))
+            self.client.log_model_artifacts(made, str(package.folder))
+            points = [
+                entities.Metric(name, value, child.start, 0, model_id=made, run_id=child.id)
+                for name, value in package.metrics.items()
+            ]
+            self.client.log_batch(child.id, points)
+            self.client.finalize_logged_model(made, "READY")
+            given = self.client.create_model_version(
+                package.name, source, child.id, dict(package.tags), model_id=made, await_creation_for=0
+            )
+        except Exception:
+            self.client.delete_logged_model(made)
+            raise
+        known = json.dumps([{"name": package.name, "version": given.version}])
+        self.client.set_logged_model_tags(made, {"mlflow.modelVersions": known})  # its UI shows the version by it
+        for one in (run, child):
+            self.client.log_outputs(one.id, [entities.LoggedModelOutput(made, 0)])
+        self.client.set_registered_model_alias(package.name, CHAMPION, given.version)
+        return f"models:/{package.name}@{CHAMPION} (version {given.version})"
 
     def drop_tag(self, run: Run, tag: str) -> None:
         self.client.delete_tag(run.id, tag)

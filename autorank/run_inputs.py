@@ -1,4 +1,4 @@
-"""What a sweep starts from, in MLflow's words: the data's splits and the dense model; pure, free of secrets."""
+"""What a sweep starts from and ends with, in MLflow's words: data, dense model, recommended model; free of secrets."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from autorank.captions import clean
@@ -40,6 +41,34 @@ class ModelInput:
 
     name: str
     params: Mapping[str, str]
+    tags: Mapping[str, str]
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """A model to register.
+
+    Attributes
+    ----------
+    name : str
+        Of the registered model.
+    key : str
+        Tells it from other models of the same sweep: what was registered once is not registered again.
+    number : int
+        Trial that it comes from.
+    folder : Path
+        MLflow model directory.
+    tags : mapping
+        Of the version.
+    metrics : mapping
+        Of the model, as they stand at its trial.
+    """
+
+    name: str
+    key: str
+    number: int
+    folder: Path
     tags: Mapping[str, str]
     metrics: Mapping[str, float]
 

@@ -15,8 +15,8 @@ from typing import Protocol
 
 from autorank import figures, run_values
 from autorank.front import front_of
-from autorank.run_inputs import DataInput, Example, ModelInput, datasets, dense_model
-from autorank.run_values import NUMBER, PARENT, RECOMMENDED, ROLE, STATE, SWEEP_ID, RunValues
+from autorank.run_inputs import DataInput, Example, ModelInput, Package, datasets, dense_model
+from autorank.run_values import NUMBER, PARENT, RECOMMENDED, REGISTERED, REGISTERED_AS, ROLE, STATE, SWEEP_ID, RunValues
 from autorank.scene import hypervolumes, pick
 from autorank.types import DenseFigures, FrontPoint, SweepHeader, TrialRecord
 
@@ -62,6 +62,9 @@ class Runs(Protocol):
     def inputs(self, run: Run, data: Sequence[DataInput], model: str) -> None:
         """Name the data and the model (an id, or empty) that a run starts from; doing so again changes nothing."""
 
+    def register(self, run: Run, child: Run, package: Package) -> str:
+        """Register a model that the trial `child` of the sweep `run` made, and return how it is called there."""
+
     def drop_tag(self, run: Run, tag: str) -> None:
         """Take a tag away."""
 
@@ -94,6 +97,8 @@ class Wanted:
         ``running``, ``finished`` or ``stopped``.
     example : sequence of (type, shape)
         Of the network's inputs.
+    package : Package or None
+        The recommended model, to be registered.
     """
 
     header: SweepHeader
@@ -103,6 +108,7 @@ class Wanted:
     files: tuple[Path, ...] = ()
     state: str = "running"
     example: Example = ()
+    package: Package | None = None
 
     def front(self) -> tuple[FrontPoint, ...]:
         """Return the measured front, else the present one, not yet measured."""
@@ -161,6 +167,23 @@ class SweepRuns:
             self._draw(wanted, front)
             self._write(self.parent, tags={_FIGURES: shown})
         self._sync_state(wanted)
+        self._register(wanted.package)
+
+    @property
+    def registered(self) -> str:
+        """Key of the package that was registered last; empty when none was."""
+        return self.parent.tags.get(REGISTERED, "")
+
+    @property
+    def registered_as(self) -> str:
+        """How it is loaded."""
+        return self.parent.tags.get(REGISTERED_AS, "")
+
+    def _register(self, package: Package | None) -> None:
+        if package is None or package.key == self.registered or package.number not in self.children:
+            return
+        name = self.runs.register(self.parent, self.children[package.number], package)
+        self._write(self.parent, tags={REGISTERED: package.key, REGISTERED_AS: name})
 
     def _create(self, values: RunValues, tags: Mapping[str, str]) -> Run:
         run = self.runs.create(values, tags)

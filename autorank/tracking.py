@@ -15,7 +15,7 @@ from pathlib import Path
 
 from autorank.mlflow_store import MlflowRuns, quiet_thread
 from autorank.mlflow_ui import default_store, ui_command
-from autorank.run_inputs import Example
+from autorank.run_inputs import Example, Package
 from autorank.run_sync import SweepRuns, Wanted
 from autorank.run_values import public, reason_of
 from autorank.types import DenseFigures, FrontPoint, SweepHeader, TrialRecord
@@ -56,6 +56,7 @@ class Tracker:
         self._draw_now = self._closing = False
         self._count = 0
         self._problem = ""
+        self._registered = self._registered_as = ""
 
     @property
     def problem(self) -> str:
@@ -66,6 +67,11 @@ class Tracker:
     def ui_command(self) -> str:
         """The one command that opens MLflow on this sweep."""
         return ui_command(self._uri)
+
+    @property
+    def registered(self) -> str:
+        """Key of the sweep's model that is in the registry (`Package.key`); empty when none is, as far as known."""
+        return self._registered
 
     def start(self, header: SweepHeader, example: Example = ()) -> None:
         """Open the sweep's run, or find it again; returns at once.
@@ -116,6 +122,29 @@ class Tracker:
             )
             self._ask(now=True)
         self._await(wait)
+
+    def register(self, package: Package, wait: float = 60.0) -> str:
+        """Put a model into MLflow's registry; after `finish`.
+
+        Parameters
+        ----------
+        package : Package
+            Its directory must stay until it is there, or until `close`.
+        wait : float
+            Seconds to wait at most.
+
+        Returns
+        -------
+        str
+            How to load it from there; empty when it is not there yet (`problem`).
+        """
+        with self._changed:
+            if self._wanted is None:
+                return ""
+            self._wanted = replace(self._wanted, package=package)
+            self._ask(now=True)
+        self._await(wait)
+        return self._registered_as if self._registered == package.key else ""
 
     def catch_up(
         self,
@@ -226,6 +255,7 @@ class Tracker:
                 if store is None:
                     store = SweepRuns(MlflowRuns(self._uri, self._experiment), wanted.header)
                 store.sync(wanted, draw and bool(wanted.records))
+                self._registered, self._registered_as = store.registered, store.registered_as
                 if draw and wanted.records:
                     spent = time.monotonic() - begun
                     self._draw_at = time.monotonic() + max(FIGURE_SECONDS, _FIGURE_SHARE * spent)
