@@ -28,7 +28,7 @@ def rank_map_image(shown: LayerMap) -> bytes:
     axes.grid(False)
     if columns:
         height = figure.get_figheight()
-        axes.set_position((0.19, 0.65 / height, 0.7, 1 - 1.5 / height))
+        axes.set_position((0.19, 0.75 / height, 0.7, 1 - 1.6 / height))
         kept = np.array([[math.nan if c.kept is None else c.kept for c in row] for row in shown.rows])
         image = axes.imshow(kept, cmap="cividis", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
         axes.set_yticks(range(rows), [plain(clean(name, 26)) for name in shown.layers], fontsize=8)
@@ -40,7 +40,7 @@ def rank_map_image(shown: LayerMap) -> bytes:
         axes.grid(True, which="minor", color="white", linewidth=1)
         axes.tick_params(which="minor", length=0)
         _write_cells(axes, shown)
-        scale = figure.add_axes((0.91, 0.65 / height, 0.016, 1 - 1.5 / height))
+        scale = figure.add_axes((0.91, 0.75 / height, 0.016, 1 - 1.6 / height))
         figure.colorbar(image, cax=scale).set_label(shown.label, fontsize=9, color=INK)
         scale.tick_params(colors=SOFT, labelsize=8, length=0)
         for spine in scale.spines.values():

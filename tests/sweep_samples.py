@@ -78,7 +78,9 @@ def records(head: SweepHeader, count: int, seed: int = 0, mixed_fidelity: bool =
             made.append(replace(record, reason=reason, seconds={"fit": 0.5}))
             continue
         layers = tuple(
-            LayerResult(name, choice, 0.1, int(4e6 * kept), 3000, 4_000_000, 5000, 0.08, 40.0, 0.2, 0.25, full_rank=(FULL_RANK,))
+            LayerResult(
+                name, choice, 0.1, int(4e6 * kept), 3000, 4_000_000, 5000, 0.08, 40.0, 0.2, 0.25, full_rank=(FULL_RANK,)
+            )
             for name, choice in choices.items()
         )
         record = replace(
