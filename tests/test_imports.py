@@ -50,9 +50,9 @@ ROOMS: tuple[tuple[str, ...], ...] = (
         "figures_png_layers",
         "figures",
     ),
-    ("run_values", "run_sync", "mlflow_ui", "mlflow_store", "tracking"),
+    ("run_values", "run_inputs", "run_sync", "mlflow_ui", "mlflow_store", "tracking"),
+    ("comparing", "artifacts", "exportdir", "exporter", "weightfile", "report", "export", "registry"),
     ("beforehand", "prepare", "finish", "inline", "orchestrate", "driver"),
-    ("comparing", "artifacts", "exportdir", "exporter", "weightfile", "report", "export"),
     ("terminal",),
     ("sweep", "show", "demo"),
     ("dashboards",),
@@ -65,7 +65,7 @@ LEVELS = {name: level for level, room in enumerate(ROOMS) for name in room}
 # Library → the only modules that may import it, in functions or outside.
 ONLY = {
     "ray": {"autorank.orchestrate"},
-    "mlflow": {"autorank.mlflow_store", "autorank.dashboards.mlflow_app"},
+    "mlflow": {"autorank.mlflow_store", "autorank.registry", "autorank.dashboards.mlflow_app"},
     "uvicorn": {"autorank.dashboards.server"},
 }
 
