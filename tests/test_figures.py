@@ -13,6 +13,7 @@ from html.parser import HTMLParser
 
 import pytest
 from PIL import Image
+from plotly.offline import get_plotlyjs
 
 from autorank import figures
 from autorank.captions import counted, group_of, plan_text
@@ -68,6 +69,7 @@ def test_page_is_one_file_that_may_load_nothing(case):
     head, done, front = case
     pages = [figures.pareto_html(head, done, front), figures.hypervolume_html(head, done)]
     pages += [figures.rank_map_html(head, front), figures.importance_html(head, done)]
+    pages = [text.replace(get_plotlyjs(), "") for text in pages]  # millions of characters that are not ours
     for text in pages:
         tags = [tag for tag, _ in _Page(text).tags]
         assert tags == [*HEAD, "script", "body", "div", "script"]
