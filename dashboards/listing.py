@@ -1,7 +1,7 @@
 """The page with all sweeps.
 
-Ids: ``filter`` (by name), ``sweeps`` (the table), ``compare`` (the button), a box ``{"type": "mark", "key": KEY}`` per
-sweep, ``notes`` (what cannot be read).
+Ids: ``filter`` (by name), ``sweeps`` (the table), ``row-KEY`` (a sweep), ``mark-KEY`` (its box), ``compare`` (the
+button for the two that are ticked), ``notes`` (what cannot be read), ``no-sweeps`` (what to do when there is none).
 """
 
 from __future__ import annotations
@@ -82,9 +82,13 @@ def sections(sources: Sources, address: Address, wanted: str = "") -> Sections:
     return {
         "notes": Section(token(problems), lambda: _notes(problems)),
         "sweeps": Section(
-            token(wanted, bool(views), [(view.key, view.version) for view in shown]),
+            token(wanted, bool(views), [view.key for view in shown]),
             lambda: _table(shown) if shown else _nothing(bool(views)),
         ),
+        **{
+            f"row-{view.key}": Section(token(view.version), lambda view=view: _cells(view), "sweeps")  # type: ignore[misc]
+            for view in shown
+        },
     }
 
 
@@ -119,45 +123,34 @@ def _table(views: Sequence[SweepView]) -> Part:
 
 
 def _row(view: SweepView) -> Part:
+    return html.Tr(_cells(view), id=f"row-{view.key}")
+
+
+def _cells(view: SweepView) -> list[Part]:
     state, header, best = view.state, view.contents.header, view.recommended
-    mark = {"label": parts.unseen(f"compare {clean(view.name, 80)}"), "value": "on"}
-    started = parts.when(header.created) if header else ""
-    return html.Tr(
-        [
-            html.Td(
-                dcc.Checklist(
-                    id={"type": "mark", "key": view.key},
-                    options=[mark],
-                    value=[],
-                    persistence=True,
-                    persistence_type="memory",
-                )
-                if header
-                else "",
-                className="mark",
-            ),
-            html.Th(
-                [
-                    html.A(clean(view.name, 120), href=Address(view.key).link(), title=clean(view.name, 300)),
-                    *(
-                        [html.Div(clean(view.problem, 300), className="trouble small", title=clean(view.problem, 400))]
-                        if view.problem
-                        else []
-                    ),
-                ],
-                scope="row",
-            ),
-            html.Td(parts.chip(state)),
-            html.Td(
-                [parts.bar(state), html.Span(_tally(state), className="tally")] if header else "", className="progress"
-            ),
-            parts.cell(parts.score(header, header.dense.score) if header else ""),
-            parts.cell(_recommended(view, best)),
-            parts.cell(parts.ratio(best.record.kept.get("macs_kept")) if best else ""),
-            parts.cell(str(len(view.points)) if header else ""),
-            html.Td(started, className="when"),
-        ]
+    named = clean(view.name, 120)
+    mark = html.Button(
+        id=f"mark-{view.key}",
+        role="checkbox",
+        className="box",
+        **parts.aria(checked="false", label=f"compare {named}"),
+        **parts.data(mark=view.key),
     )
+    link = html.A(named, href=Address(view.key).link(), title=clean(view.name, 300))
+    trouble = html.Div(clean(view.problem, 300), className="trouble small", title=clean(view.problem, 400))
+    return [
+        html.Td(mark if header else "", className="mark"),
+        html.Th([link, trouble] if view.problem else link, scope="row"),
+        html.Td(parts.chip(state)),
+        html.Td(
+            [parts.bar(state), html.Span(_tally(state), className="tally")] if header else "", className="progress"
+        ),
+        parts.cell(parts.score(header, header.dense.score) if header else ""),
+        parts.cell(_recommended(view, best)),
+        parts.cell(parts.ratio(best.record.kept.get("macs_kept")) if best else ""),
+        parts.cell(str(len(view.points)) if header else ""),
+        html.Td(parts.when(header.created) if header else "", className="when"),
+    ]
 
 
 def _tally(state: SweepState) -> str:
@@ -165,9 +158,8 @@ def _tally(state: SweepState) -> str:
     return f"{state.done} / {state.total}" + (f", {left} left" if left else "")
 
 
-def _recommended(view: SweepView, best: FrontPoint | None) -> Part:
+def _recommended(view: SweepView, best: FrontPoint | None) -> str:
     header = view.contents.header
     if best is None or header is None:
         return ""
-    drop = parts.change(header.dense.score, best.record.score)
-    return [parts.score(header, best.record.score), html.Span(f" ({drop})", className="soft")]
+    return f"{parts.score(header, best.record.score)} ({parts.change(header.dense.score, best.record.score)})"

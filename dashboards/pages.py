@@ -13,13 +13,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import flask
-from dash import ALL, ClientsideFunction, Dash, Input, Output, State, dcc, html, no_update
+from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html, no_update, set_props
 from dash.exceptions import PreventUpdate
 
 from . import drawings, exporting, parts
 from .address import Address
 from .parts import Part
-from .sections import changed, token
+from .sections import changed, shown, token
 from .standing import PAGES, panel_figure, standing
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _SECTIONS = {
     "list": ("notes", "sweeps"),
-    "sweep": ("sweep-head", "axes", "filters", "choose", "answer", "members", "tabs", "panel"),
+    "sweep": ("sweep-head", "axes", "filters", "choose", "measure", "answer", "members", "tabs", "panel"),
     "pair": ("pair-head", "pair-body"),
 }
 _TOLD = ("place", "title", "fresh", "front-shows", "panel-shows", "selected")
@@ -198,17 +198,19 @@ def _register_sections(app: Dash, sources: Sources, name: str, module: Any, more
         prevent_initial_call=True,
     )
     def refresh(_fresh: str | None, *rest: Any) -> Any:
-        *extra, search, before, shown = rest
+        *extra, search, before, identity = rest
         address = Address.of(search)
-        if shown != address.identity:
+        if identity != address.identity:
             raise PreventUpdate  # another page is on its way
         sections = module.sections(sources, address, *extra)
-        if set(sections) != set(_SECTIONS[name]):
+        if not set(_SECTIONS[name]) <= set(sections):
+            raise PreventUpdate  # the sweep is gone
+        news = changed(sections, before)
+        if not news:
             raise PreventUpdate
-        news, now = changed({section: sections[section] for section in _SECTIONS[name]}, before)
-        if now is no_update:
-            raise PreventUpdate
-        return *news, now
+        for piece in set(news) - set(_SECTIONS[name]):
+            set_props(piece, {"children": news[piece]})
+        return *(news.get(section, no_update) for section in _SECTIONS[name]), shown(sections)
 
 
 def _register_browser(app: Dash) -> None:
@@ -217,12 +219,11 @@ def _register_browser(app: Dash) -> None:
     def browser(name: str, *arguments: Any, first: bool = False) -> None:
         app.clientside_callback(ClientsideFunction("autorank", name), *arguments, prevent_initial_call=not first)
 
-    told = (Output(name, "data") for name in _TOLD)
-    browser("poll", *told, Input("tick", "n_intervals"), Input("url", "search"), first=True)
+    browser("poll", Input("tick", "n_intervals"), Input("url", "search"), first=True)
     browser("name", Input("title", "data"))
     browser("theme", Output("dark", "data"), Output("theme", "children"), Input("theme", "n_clicks"), first=True)
     browser("front", Output("front", "figure"), Input("front-base", "data"), Input("selected", "data"), first=True)
-    browser("reveal", Input("members", "children"))
+    browser("members", Input("selected", "data"))
     browser("take", Input("front", "clickData"))
     browser("take_column", Input("panel-figure", "clickData"))
     browser("axes", Input("axis-x", "value"), Input("axis-y", "value"), State("usual-axes", "data"))
@@ -234,11 +235,3 @@ def _register_browser(app: Dash) -> None:
         State("show-kinds", "options"),
     )
     browser("want", Input("want", "value"), Input("amount", "value"), State("usual-amounts", "data"))
-    browser(
-        "marks",
-        Output("compare", "disabled"),
-        Output("compare", "children"),
-        Input({"type": "mark", "key": ALL}, "value"),
-        first=True,
-    )
-    browser("compare", Input("compare", "n_clicks"), State({"type": "mark", "key": ALL}, "value"))

@@ -18,13 +18,13 @@ Part = Any
 """A Dash component, a text, or a list of them."""
 
 STAGES = {
-    "preparing": ("◌", "preparing", "The dense model is measured and candidates are fitted; trials come after that."),
-    "reading": ("↻", "reading", "Its journal is still being read."),
-    "running": ("▶", "running", "Trials are going on."),
-    "ended": ("✓", "ended", "It ended by itself."),
-    "stopped": ("■", "stopped", "No process works on it, and it did not say why it ended."),
+    "preparing": ("preparing", "The dense model is measured and candidates are fitted; trials come after that."),
+    "reading": ("reading", "Its journal is still being read."),
+    "running": ("running", "Trials are going on."),
+    "ended": ("ended", "It ended by itself."),
+    "stopped": ("stopped", "No process works on it, and it did not say why it ended."),
 }
-"""State of a sweep → a sign, the word, and what it means."""
+"""State of a sweep → the word, and what it means."""
 
 
 def aria(**values: str) -> dict[str, Any]:
@@ -39,12 +39,8 @@ def data(**values: str) -> dict[str, Any]:
 
 def chip(state: SweepState) -> Part:
     """Return the state of a sweep: a word with a sign of its own shape."""
-    sign, word, meaning = STAGES[state.stage]
-    return html.Span(
-        [html.Span(sign, className="sign", **aria(hidden="true")), word],
-        className=f"chip {state.stage}",
-        title=state.reason or meaning,
-    )
+    word, meaning = STAGES[state.stage]
+    return html.Span(word, className=f"chip {state.stage}", title=state.reason or meaning)
 
 
 def bar(state: SweepState) -> Part:

@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from dash import dcc, html, no_update
+from dash import dcc, html
 
 from .parts import Part
 
@@ -32,10 +32,13 @@ class Section:
         Equal as long as the part looks the same, see `token`.
     build : callable
         Makes it.
+    within : str
+        The section that it is a piece of, and is made with; empty for one that stands by itself.
     """
 
     shows: str
     build: Callable[[], Part]
+    within: str = ""
 
 
 Sections = Mapping[str, Section]
@@ -48,15 +51,19 @@ def place(sections: Sections, name: str, **more: Any) -> Part:
 
 def seen(page: str, sections: Sections) -> Part:
     """Return where a page remembers what its sections show; its id is ``seen-`` and the name of the page."""
-    return dcc.Store(id=f"seen-{page}", data={name: section.shows for name, section in sections.items()})
+    return dcc.Store(id=f"seen-{page}", data=shown(sections))
 
 
-def changed(sections: Sections, before: Mapping[str, str] | None) -> tuple[list[Part], Any]:
-    """Return new children for the sections that changed, `no_update` for the others, and what they show now."""
+def shown(sections: Sections) -> dict[str, str]:
+    """Return what each section shows."""
+    return {name: section.shows for name, section in sections.items()}
+
+
+def changed(sections: Sections, before: Mapping[str, str] | None) -> dict[str, Part]:
+    """Return the new children of the sections that changed; without pieces of those that are made anew as a whole."""
     before = before or {}
-    now = {name: section.shows for name, section in sections.items()}
-    parts = [no_update if before.get(name) == section.shows else section.build() for name, section in sections.items()]
-    return parts, no_update if now == before else now
+    new = {name for name, section in sections.items() if before.get(name) != section.shows}
+    return {name: sections[name].build() for name in sections if name in new and sections[name].within not in new}
 
 
 class Kept:

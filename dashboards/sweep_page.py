@@ -53,6 +53,7 @@ def page(sources: Sources, address: Address) -> Part:
                         parts.card(
                             html.H2("Choose a point"),
                             place(found, "choose"),
+                            place(found, "measure", className="amount"),
                             place(found, "answer", **parts.aria(live="polite")),
                             className="choose",
                         ),
@@ -87,16 +88,12 @@ def sections(sources: Sources, address: Address) -> Sections:
     best = view.recommended.record.number if view.recommended else None
     return {
         "sweep-head": Section(token(view.key, view.version, link), lambda: _head(view, link, address)),
-        "axes": Section(token(view.key, able, axes, usual), lambda: _axes(view, able, axes, usual)),
-        "filters": Section(
-            token(view.key, groups, kinds, address.hide, address.skip), lambda: _filters(groups, kinds, address)
-        ),
-        "choose": Section(token(view.key, address.lose, address.need, bool(members)), lambda: _choose(view, address)),
+        "axes": Section(token(view.key, able, usual), lambda: _axes(view, able, axes, usual)),
+        "filters": Section(token(view.key, groups, kinds), lambda: _filters(groups, kinds, address)),
+        "choose": Section(token(view.key, bool(members)), lambda: _choose(view, address)),
+        "measure": Section(token(view.key, bool(members), address.need is None), lambda: _measure(view, address)),
         "answer": Section(token(view.key, choice.words, choice.note), lambda: _answer(choice)),
-        "members": Section(
-            token(view.key, members, best, choice.number, address.link(point=None)),
-            lambda: _members(view, address, choice),
-        ),
+        "members": Section(token(view.key, members, best), lambda: _members(view)),
         "tabs": Section(
             token(view.key, view.header is None, tab, choice.number, address), lambda: _tabs(view, address, choice, tab)
         ),
@@ -123,7 +120,7 @@ def _head(view: SweepView, link: str | None, address: Address) -> Part:
             parts.chip(state),
             html.Div([parts.bar(state), html.Span(" · ".join(said))], className="pace", role="status")
             if header
-            else html.Span(parts.STAGES[state.stage][2], className="soft", role="status"),
+            else html.Span(parts.STAGES[state.stage][1], className="soft", role="status"),
             html.Div(
                 [html.A("Run in MLflow ↗", href=link, id="mlflow-run", target="_blank", rel="noopener")]
                 if link
@@ -185,7 +182,8 @@ def _axes(view: SweepView, able: tuple[str, ...], axes: tuple[str, str], usual: 
     def choice(name: str, label: str, value: str) -> Part:
         return html.Div(
             [
-                html.Label(label, htmlFor=name),
+                # Dash names the control by the element of this id and by the value.
+                html.Label(label, htmlFor=name, id=f"{name}-value-count"),
                 dcc.Dropdown(id=name, options=options, value=value, clearable=False, searchable=False),
             ],
             className="pick",
@@ -239,47 +237,45 @@ def _choose(view: SweepView, address: Address) -> Part:
     header = view.contents.header
     if header is None or not view.points:
         return html.P("Points appear here when the first trials are through.", className="soft")
-    need = address.need is not None
-    small = default_drop(header.metric, header.dense.score) or 1.0
     word = parts.points_word(header)
-    if need:
-        least = min((p.record.kept.get("macs_kept") or 1.0) for p in view.points)
-        top, step, value = max(4.0, math.ceil(min(1 / max(least, 1e-3), 100.0))), 0.1, address.need
-        low, unit = 1.0, "× fewer MACs"
+    return dcc.RadioItems(
+        id="want",
+        options=[
+            {"label": f"I can lose {'points' if word == 'points' else 'score'}", "value": "lose"},
+            {"label": "I need fewer MACs", "value": "need"},
+        ],
+        value="lose" if address.need is None else "need",
+        inline=True,
+    )
+
+
+def _measure(view: SweepView, address: Address) -> Part:
+    """Return the slider: how much score may be lost, or how many times fewer MACs there must be."""
+    header = view.contents.header
+    if header is None or not view.points:
+        return []
+    small = default_drop(header.metric, header.dense.score) or 1.0
+    if address.need is not None:
+        least = min((point.record.kept.get("macs_kept") or 1.0) for point in view.points)
+        low, top, step = 1.0, max(4.0, math.ceil(min(1 / max(least, 1e-3), 100.0))), 0.1
+        mode, label, value = "need", "At least so many times fewer MACs (×)", address.need
     else:
-        most = max(
-            (abs(header.dense.score - p.record.score) for p in view.points if p.record.score is not None), default=1
-        )
-        top, step = _round_up(max(min(most, 10 * small), 2 * small)), _round_up(small / 50)
-        low, unit, value = 0.0, word, address.lose if address.lose is not None else small
-    value = min(max(value or 0.0, low), top)
+        scores = [point.record.score for point in view.points if point.record.score is not None]
+        most = max((abs(header.dense.score - score) for score in scores), default=1.0)
+        low, top, step = 0.0, _round_up(max(min(most, 10 * small), 2 * small)), _round_up(small / 50)
+        mode, label = "lose", f"At most this loss of score ({parts.points_word(header)})"
+        value = small if address.lose is None else address.lose
     return [
-        dcc.RadioItems(
-            id="want",
-            options=[
-                {"label": f"I can lose {'points' if word == 'points' else 'score'}", "value": "lose"},
-                {"label": "I need fewer MACs", "value": "need"},
-            ],
-            value="need" if need else "lose",
-            inline=True,
-        ),
-        html.Div(
-            [
-                html.Label(
-                    f"At most this loss of score ({word})" if not need else f"At least so many times ({unit})",
-                    htmlFor="amount",
-                ),
-                dcc.Slider(
-                    id="amount",
-                    min=low,
-                    max=top,
-                    step=step,
-                    value=round(value, 6),
-                    marks={low: f"{low:g}", top: f"{top:g}"},
-                    updatemode="mouseup",
-                ),
-            ],
-            className="amount",
+        html.Label(label, htmlFor="amount"),
+        dcc.Slider(
+            id="amount",
+            min=low,
+            max=top,
+            step=step,
+            value=round(min(max(value, low), top), 6),
+            marks={low: f"{low:g}", top: f"{top:g}"},
+            updatemode="mouseup",
+            className=mode,
         ),
         dcc.Store(id="usual-amounts", data={"lose": small, "need": 2.0}),
     ]
@@ -296,46 +292,36 @@ def _answer(choice: Chosen) -> Part:
     return said + ([html.P(choice.note, className="soft")] if choice.note else [])
 
 
-def _members(view: SweepView, address: Address, choice: Chosen) -> Part:
+def _members(view: SweepView) -> Part:
+    """Return the front as a table; which row is chosen and which pinned is for the browser to show."""
     header = view.contents.header
     title = html.H2("On the front")
     if header is None or not view.points:
         return [title, html.P("No point yet.", className="soft")]
     best = view.recommended.record.number if view.recommended else None
-    focused = choice.number if any(p.record.number == choice.number for p in view.points) else None
     rows = []
-    for i, point in enumerate(view.points):
-        record, current = point.record, point.record.number == choice.number
+    for point in view.points:
+        record = point.record
         link = html.A(
-            f"#{record.number}",
-            href=address.link(point=record.number, tab=""),
+            f"#{record.number}" + (" ★" if record.number == best else ""),
+            href=Address(view.key, point=record.number).link(),
             id=f"member-{record.number}",
-            tabIndex="0" if current or (focused is None and i == 0) else "-1",
-            title=plan_text(record.plan),
-            **(parts.aria(current="true") if current else {}),
+            title=plan_text(record.plan) + (" (recommended)" if record.number == best else ""),
+            **parts.data(point=str(record.number)),
         )
-        sign = [html.Span(" ★", title="recommended"), parts.unseen("recommended")] if record.number == best else []
-        pinned = [html.Span(" ⚑", title="pinned"), parts.unseen("pinned")] if record.number == address.pin else []
         rows.append(
             html.Tr(
                 [
-                    html.Th([link, *sign, *pinned], scope="row"),
+                    html.Th(link, scope="row"),
                     parts.cell(parts.score(header, record.score)),
                     parts.cell(parts.change(header.dense.score, record.score)),
                     parts.cell(parts.ratio(record.kept.get("macs_kept"))),
-                ],
-                className="current" if current else "",
+                ]
             )
         )
     columns = (("Point", False), ("Score", True), ("Change", True), ("MACs kept", True))
-    return [
-        title,
-        html.Div(
-            parts.table(columns, rows, "The front, best score first; arrow keys move along it"),
-            className="scroll",
-            **parts.data(keys="front"),
-        ),
-    ]
+    table = parts.table(columns, rows, "The front, best score first; arrow keys move along it")
+    return [title, html.Div(table, className="scroll", **parts.data(keys="front"))]
 
 
 def _tabs(view: SweepView, address: Address, choice: Chosen, tab: str) -> Part:

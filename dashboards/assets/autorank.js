@@ -5,6 +5,7 @@
   const THEMES = ["system", "light", "dark"];
   const system = window.matchMedia("(prefers-color-scheme: dark)");
   const none = () => window.dash_clientside.no_update;
+  const set = (id, props) => window.dash_clientside.set_props(id, props);
   const byId = (id) => document.getElementById(id);
 
   // ---- the address ----
@@ -18,13 +19,39 @@
     return "?" + query.toString();
   }
   function go(target) {
-    if (target !== window.location.search) window.dash_clientside.set_props("url", {search: target});
+    if (target !== window.location.search) set("url", {search: target});
   }
   const change = (changes) => go(search(changes));
   const identity = () => {
     const query = new URLSearchParams(window.location.search);
     return `${query.get("sweep") || ""}\n${query.get("with") || ""}`;
   };
+
+  // After the browser's back and forward the controls show what the address says; otherwise it is they who change it.
+  function layout(id) {
+    try { return window.dash_component_api.getLayout(id)?.props; } catch { return undefined; }
+  }
+  function put(id, value) {
+    const now = layout(id);
+    if (now && JSON.stringify(now.value) !== JSON.stringify(value)) set(id, {value});
+  }
+  window.addEventListener("popstate", () => {
+    const query = new URLSearchParams(window.location.search);
+    const usual = layout("usual-axes")?.data;
+    if (usual) {
+      put("axis-x", query.get("x") || usual[0]);
+      put("axis-y", query.get("y") || usual[1]);
+    }
+    for (const [id, name] of [["show-groups", "hide"], ["show-kinds", "skip"]]) {
+      const options = layout(id)?.options || [];
+      put(id, options.map((one) => one.value).filter((value) => !query.getAll(name).includes(value)));
+    }
+    const mode = ["need", "lose"].find((name) => query.has(name));
+    if (!mode) return;
+    put("want", mode);
+    const amount = layout("amount");
+    if (amount?.className === mode) put("amount", Math.min(Math.max(Number(query.get(mode)), amount.min), amount.max));
+  });
 
   // ---- the theme ----
   let theme = "system";
@@ -33,7 +60,7 @@
   const isDark = () => theme === "dark" || (theme === "system" && system.matches);
   const wear = () => { document.documentElement.dataset.theme = isDark() ? "dark" : "light"; };
   wear();
-  system.addEventListener("change", () => { wear(); window.dash_clientside.set_props("dark", {data: isDark()}); });
+  system.addEventListener("change", () => { wear(); set("dark", {data: isDark()}); });
 
   // ---- small things ----
   function say(text) {
@@ -61,17 +88,42 @@
     next.click();
   }
 
+  // ---- what is ticked, chosen and pinned: shown here, so that tables need not be sent again for it ----
+  let ticked = [], chosen = null, pinned = null;
+  function decorate() {
+    for (const box of document.querySelectorAll("[data-mark]"))
+      box.setAttribute("aria-checked", String(ticked.includes(box.dataset.mark)));
+    const compare = byId("compare");
+    if (compare) compare.disabled = ticked.length !== 2;
+    const links = [...document.querySelectorAll("[data-point]")];
+    const current = links.find((link) => Number(link.dataset.point) === chosen && chosen !== null);
+    for (const link of links) {
+      const row = link.closest("tr");
+      row.classList.toggle("current", link === current);
+      row.classList.toggle("pinned", Number(link.dataset.point) === pinned && pinned !== null);
+      if (link === current) link.setAttribute("aria-current", "true"); else link.removeAttribute("aria-current");
+      link.tabIndex = link === (current || links[0]) ? 0 : -1; // one stop for the tab key; arrow keys move along
+    }
+  }
+  function tick(key) {
+    ticked = ticked.includes(key) ? ticked.filter((one) => one !== key) : [...ticked, key].slice(-2);
+    decorate();
+  }
+
   document.addEventListener("click", (event) => {
     if (event.defaultPrevented || event.button || event.ctrlKey || event.metaKey || event.shiftKey || event.altKey) return;
     const link = event.target.closest("a");
     if (link) {
       const href = link.getAttribute("href") || "";
+      if (link.dataset.point) { event.preventDefault(); change({point: link.dataset.point, tab: null}); return; }
       if (href.startsWith("?") && !link.target) { event.preventDefault(); go(href === "?" ? "" : href); }
       return;
     }
     const button = event.target.closest("button");
     if (button) {
       if (button.dataset.copy) copy(button);
+      if (button.dataset.mark) tick(button.dataset.mark);
+      if (button.id === "compare") go("?" + new URLSearchParams({sweep: ticked[0], with: ticked[1]}).toString());
       if (button.id === "help-open") byId("help").showModal();
       if (button.id === "help-close") byId("help").close();
       return;
@@ -106,36 +158,59 @@
     else if (event.key === "k") along(-1);
   });
 
+  // A part that is sent again loses the focus: give it back, unless the reader went elsewhere.
+  let focused = null;
+  const CAN = 'a, button, input, summary, [role="slider"], [tabindex]';
+  document.addEventListener("focusin", ({target}) => {
+    const root = target.closest("[id]");
+    focused = root && root.id !== "main" ? [root.id, root === target ? -1 : [...root.querySelectorAll(CAN)].indexOf(target)] : null;
+  });
+  document.addEventListener("pointerdown", () => { focused = null; }, true);
+  new MutationObserver(() => {
+    decorate();
+    if (!focused || document.activeElement !== document.body) return;
+    const root = byId(focused[0]);
+    (focused[1] < 0 ? root : root?.querySelectorAll(CAN)[focused[1]])?.focus({preventScroll: true});
+  }).observe(document.documentElement, {childList: true, subtree: true});
+
+  // ---- names for those who listen: Dash gives its sliders and its groups of boxes none ----
+  function nameControls() {
+    for (const control of document.querySelectorAll('[role="slider"], [role="listbox"], input[type="number"]')) {
+      const name = control.closest(".amount, fieldset, .card")?.querySelector("legend, label, h2, h3")?.textContent;
+      if (name && control.getAttribute("aria-label") !== name) control.setAttribute("aria-label", name);
+    }
+  }
+  new MutationObserver(nameControls).observe(document.documentElement, {childList: true, subtree: true});
+
   // ---- what Dash calls ----
-  const TOLD = ["place", "title", "fresh", "front", "panel", "selected"]; // as in pages.py
-  let asking = "", told = null, last = null;
+  const TOLD = {place: "place", title: "title", fresh: "fresh", front: "front-shows", panel: "panel-shows", selected: "selected"};
+  let asking = null, told = null, last = null;
   const triggered = (id) => window.dash_clientside.callback_context.triggered.some((one) => one.prop_id.startsWith(id + "."));
-  const marked = (list) => list.flat().filter((one) => (one.value || []).length).map((one) => one.id.key);
 
   window.dash_clientside = window.dash_clientside || {};
   window.dash_clientside.autorank = {
     async poll() {
-      const where = window.location.search, nothing = TOLD.map(none);
-      if (asking === where + "." || (document.hidden && told)) return nothing;
-      asking = where + ".";
+      const where = window.location.search;
+      if (asking === where || (document.hidden && told)) return;
+      asking = where;
       const place = byId("offline");
       try {
         const answer = await fetch("standing" + where, {cache: "no-store", signal: AbortSignal.timeout(8000)});
         if (!answer.ok) throw new Error(String(answer.status));
         const now = await answer.json();
-        if (where !== window.location.search) return nothing; // the answer to the new address is on its way
+        if (where !== window.location.search) return; // the answer for the new address is on its way
         if (place?.textContent) {
           place.textContent = "";
           told = null; // what was asked for meanwhile was not answered: ask for all of it again
         }
         const before = told || {};
         told = now;
-        return TOLD.map((name) => JSON.stringify(now[name]) === JSON.stringify(before[name]) ? none() : now[name]);
+        for (const [name, store] of Object.entries(TOLD))
+          if (JSON.stringify(now[name]) !== JSON.stringify(before[name])) set(store, {data: now[name]});
       } catch {
         if (place) place.textContent = "The server does not answer; trying again …";
-        return nothing;
       } finally {
-        asking = "";
+        if (asking === where) asking = null;
       }
     },
     name(title) {
@@ -156,8 +231,10 @@
       }
       return [isDark(), `Theme: ${theme}`];
     },
-    reveal() { // the chosen row of the front, once it is drawn
+    members(selected) {
+      [chosen, pinned] = selected || [];
       setTimeout(() => {
+        decorate();
         const row = document.querySelector('[data-keys="front"] tr.current'), box = row?.closest('[data-keys="front"]');
         if (!box) return;
         const head = 30, top = row.offsetTop - head, bottom = row.offsetTop + row.offsetHeight;
@@ -168,8 +245,8 @@
     front(base, selected) {
       if (!base) return none();
       const rings = [];
-      const [chosen, pinned] = selected || [];
-      for (const [number, word, symbol] of [[pinned, "pinned", "square-open"], [chosen, "chosen", "circle-open"]]) {
+      const [point, pin] = selected || [];
+      for (const [number, word, symbol] of [[pin, "pinned", "square-open"], [point, "chosen", "circle-open"]]) {
         for (const trace of number === null || number === undefined ? [] : base.data) {
           const at = (trace.customdata || []).indexOf(number);
           if (at < 0) continue;
@@ -186,13 +263,13 @@
     take(click) {
       const number = click?.points?.[0]?.customdata;
       if (typeof number === "number") change({point: number, tab: null});
-      if (click) window.dash_clientside.set_props("front", {clickData: null});
+      if (click) set("front", {clickData: null});
     },
     take_column(click) {
       const number = click?.points?.[0]?.customdata;
       if (typeof number === "number") change({point: number, tab: "ranks"});
       else if (Array.isArray(number)) go("?" + new URLSearchParams({sweep: number[0], point: number[1]}).toString());
-      if (click) window.dash_clientside.set_props("panel-figure", {clickData: null});
+      if (click) set("panel-figure", {clickData: null});
     },
     axes(x, y, usual) {
       const query = new URLSearchParams(window.location.search);
@@ -206,17 +283,10 @@
       change({hide: off(allGroups, groups), skip: off(allKinds, kinds)});
     },
     want(mode, amount, usual) {
-      if (triggered("want")) amount = usual[mode];
-      if (amount === null || amount === undefined) return;
+      const query = new URLSearchParams(window.location.search);
+      if (triggered("want")) amount = query.get(mode) || usual[mode]; // the slider on the page is still the other one
+      if (amount === null || amount === undefined || Number(query.get(mode) ?? NaN) === Number(amount)) return;
       change({lose: null, need: null, [mode]: amount, point: null});
-    },
-    marks() {
-      const keys = marked(window.dash_clientside.callback_context.inputs_list);
-      return [keys.length !== 2, keys.length === 2 || !keys.length ? "Compare two" : `Compare two (${keys.length} ticked)`];
-    },
-    compare(clicks) {
-      const keys = marked(window.dash_clientside.callback_context.states_list);
-      if (clicks && keys.length === 2) go("?" + new URLSearchParams({sweep: keys[0], with: keys[1]}).toString());
     },
   };
 })();
