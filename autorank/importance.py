@@ -2,7 +2,7 @@
 
 Of Optuna's three ways this one was taken by measurement: scores with known causes were laid over the plans of three
 real sweeps (20 layers; 7 layers twice; 200 trials each). Its rank correlation with the causes was 0.38, 0.62 and 0.83,
-that of fANOVA with 64 trees 0.37, 0.70 and 0.80 in ten times the time, that of PED-ANOVA -0.05, 0.38 and 0.83.
+that of fANOVA with 64 trees 0.37, 0.70 and 0.80 in twelve times the time, that of PED-ANOVA -0.05, 0.38 and 0.83.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def importance_of(header: SweepHeader, records: Sequence[TrialRecord]) -> Import
     Returns
     -------
     Importance
-        The same for the same records. At most about two seconds for 1,000 records of 20 layers.
+        The same for the same records. About three seconds for 1,000 records of 20 layers.
     """
     done = [record for record in eligible(records) if record.score is not None and math.isfinite(record.score)]
     names = layer_names(header, done)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from autorank.captions import counted
 from autorank.errors import AutorankError, ConfigError
 from autorank.front import score_text
+from autorank.mlflow_ui import program
 from autorank.terminal import plot_for, standard_output
 from autorank.types import tally
 
@@ -219,6 +220,7 @@ def _result(result: SearchResult) -> list[object]:
     extra = "".join(f", {n} {what}" for n, what in ((pruned, "stopped early"), (failed, "failed")) if n)
     points = sum(not record.probe for record in result.records)
     probes = f" and {len(result.records) - points} probes" if points < len(result.records) else ""
+    command, sweep = shlex.quote(program("autorank")), shlex.quote(str(result.directory))
     done = f"{points} of {header.config.get('trials', points)} trials{probes}{extra}"
     lines: list[object] = [f"{result.ended or 'still running'}: {done}", "", *_front_tables(result), ""]
     if result.points:
@@ -227,11 +229,11 @@ def _result(result: SearchResult) -> list[object]:
         lines.append(f"recommended: point {advice.record.number}: {advice.reason}")
         lines += _doubts(result, point)
     if result.ended in ("interrupted", "time limit reached"):
-        lines.append(f"go on:       autorank resume {result.directory}")
+        lines.append(f"go on:       {command} resume {sweep}")
     if result.points:
-        lines.append(f"export it:   autorank export {result.directory}")
+        lines.append(f"export it:   {command} export {sweep}")
     beside = result.directory.parent
-    lines.append(f"look at it:  autorank dashboard{'' if beside == Path('sweeps') else ' ' + shlex.quote(str(beside))}")
+    lines.append(f"look at it:  {command} dashboard{'' if beside == Path('sweeps') else ' ' + shlex.quote(str(beside))}")
     if result.ui_command and header.config.get("tracking_uri"):  # the dashboard brings the default store's MLflow along
         lines.append(f"in MLflow:   {result.ui_command}")
     return lines
