@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from autorank.captions import clean, plan_text
 from autorank.growth import growth
-from autorank.importance import importance_of
+from autorank.importance import Importance, importance_of
 from autorank.layermap import layer_map
 from autorank.layerrows import layer_rows
 from autorank.plotting import hypervolume_figure, importance_figure, pareto_figure, rank_map_figure
@@ -110,18 +110,22 @@ def rank_map_png(header: SweepHeader, front: Sequence[TrialRecord | FrontPoint])
     return rank_map_image(layer_map(header, front))
 
 
-def importance_html(header: SweepHeader, records: Sequence[TrialRecord]) -> str:
-    """Return which choices the score depends on, as one HTML file; takes seconds, see `importance_of`."""
+def importance_html(header: SweepHeader, records: Sequence[TrialRecord], found: Importance | None = None) -> str:
+    """Return which choices the score depends on, as one HTML file.
+
+    Takes seconds, unless what `importance_of` returned for these records is given as `found`.
+    """
     from autorank.figures_html import figure_page
 
-    return figure_page(importance_figure(importance_of(header, records)), f"importance — {clean(header.sweep_id, 60)}")
+    found = found or importance_of(header, records)
+    return figure_page(importance_figure(found), f"importance — {clean(header.sweep_id, 60)}")
 
 
-def importance_png(header: SweepHeader, records: Sequence[TrialRecord]) -> bytes:
-    """Return which choices the score depends on, as PNG; takes seconds, see `importance_of`."""
+def importance_png(header: SweepHeader, records: Sequence[TrialRecord], found: Importance | None = None) -> bytes:
+    """Return which choices the score depends on, as PNG; parameters as for `importance_html`."""
     from autorank.figures_png_layers import importance_image
 
-    return importance_image(importance_of(header, records))
+    return importance_image(found or importance_of(header, records))
 
 
 def layers_html(header: SweepHeader, point: TrialRecord | FrontPoint) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from autorank import figures, run_values
+from autorank import run_figures, run_values
 from autorank.front import front_of
 from autorank.run_inputs import DataInput, Example, ModelInput, Package, datasets, dense_model
 from autorank.run_values import NUMBER, PARENT, RECOMMENDED, REGISTERED, REGISTERED_AS, ROLE, STATE, SWEEP_ID, RunValues
@@ -139,6 +139,7 @@ class SweepRuns:
         self.touched: set[str] = set()
         self.children: dict[int, Run] = {}
         self.volumes = 0
+        self._weighed = 0  # trials in the importance that was drawn last
         found = runs.find({ROLE: "sweep", SWEEP_ID: header.sweep_id})
         if found:
             self.parent = found[0]
@@ -277,16 +278,11 @@ class SweepRuns:
 
     def _draw(self, wanted: Wanted, front: Sequence[FrontPoint]) -> None:
         header, records = wanted.header.measured(wanted.dense), wanted.records
-        table = figures.front_table(header, front)
-        drawn: dict[str, str | bytes | Path] = {
-            "pareto.html": figures.pareto_html(header, records, front),
-            "pareto.png": figures.pareto_png(header, records, front),
-            "hypervolume.html": figures.hypervolume_html(header, records),
-            "hypervolume.png": figures.hypervolume_png(header, records),
-            "front.json": table.to_json(orient="split", index=False),
-            "front.csv": table.to_csv(index=False),
-        }
-        self._files(self.parent, drawn)
+        self._files(self.parent, run_figures.light(header, records, front))
+        # Half as many trials again change an importance; the end of a sweep has the last word.
+        if wanted.points is not None or len(records) >= 1.5 * self._weighed:
+            self._files(self.parent, run_figures.heavy(header, records))
+            self._weighed = len(records)
         self._files(self.parent, {path.name: path for path in wanted.files if path.is_file()}, "files")
 
     def _sync_state(self, wanted: Wanted) -> None:

@@ -32,9 +32,16 @@ _USER_INFO = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^/\s'\"]*@")
 _SECRET_QUERY = re.compile(r"([?&;](?:password|passwd|pwd|token|secret|api_?key|sig)=)[^&\s'\"]+", re.IGNORECASE)
 _RUN_STATUS = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
 _NOTE = (
-    "A sweep of autorank. The trade-off: `pareto.html` (interactive) and `pareto.png`; its points: `front.json` and "
-    "`front.csv`; progress: `hypervolume.html`; all settings: `sweep.json`. Each trial is a nested run. For the front "
-    "in the list of runs search for `tags.front = 'true'` and sort by `macs_kept`, or sort all runs by `on_front`."
+    "A sweep of autorank; each trial is a nested run. For the front in the list of runs search for "
+    "`tags.front = 'true'` and sort by `macs_kept`, or sort all runs by `on_front`.\n\n"
+    "| artifact | shows |\n|---|---|\n"
+    "| `pareto` | the trade-off: all trials, the front, the recommended point |\n"
+    "| `hypervolume` | progress, against trials and against time |\n"
+    "| `rank_map` | rank kept per layer along the front |\n"
+    "| `layers` | the layers of the recommended point, before and after |\n"
+    "| `importance` | which choices the score depends on |\n"
+    "| `front` | the points of the front as a table |\n"
+    "| `sweep.json` | all settings |\n"
 )
 
 
@@ -149,7 +156,7 @@ def sweep_values(header: SweepHeader) -> RunValues:
             SWEEP_ID: header.sweep_id,
             ROLE: "sweep",
             STATE: "running",
-            TABLES: _tables("front.json"),
+            TABLES: _tables("front.json", "layers.json"),
             "mlflow.source.name": "autorank",
             "mlflow.note.content": _NOTE,
             **versions,
