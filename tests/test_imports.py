@@ -50,7 +50,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
         "figures_png_layers",
         "figures",
     ),
-    ("run_values", "run_inputs", "run_sync", "mlflow_ui", "mlflow_store", "tracking"),
+    ("run_values", "run_inputs", "run_figures", "run_sync", "mlflow_ui", "mlflow_store", "tracking"),
     ("comparing", "artifacts", "exportdir", "exporter", "weightfile", "report", "export", "registry"),
     ("beforehand", "prepare", "finish", "inline", "orchestrate", "driver"),
     ("terminal",),
