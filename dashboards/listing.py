@@ -18,6 +18,7 @@ from autorank.types import FrontPoint
 from . import parts
 from .address import Address
 from .parts import Part
+from .plain import plain
 from .sections import Section, Sections, place, seen, token
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ _COLUMNS = (
     ("On the front", True),
     ("Started", False),
 )
-_COMMAND = "autorank search --demo digits"
+_COMMAND = "autorank demo"
 
 
 def page(sources: Sources, address: Address) -> Part:
@@ -117,7 +118,7 @@ def _nothing(any_at_all: bool) -> Part:
 def _table(views: Sequence[SweepView]) -> Part:
     columns = (("", False), *_COLUMNS)
     return html.Div(
-        parts.table(columns, [_row(view) for view in views], "All sweeps, newest first", className="list"),
+        parts.table(columns, [_row(view) for view in views], "All sweeps, newest first", live=True, className="list"),
         className="card scroll",
     )
 
@@ -126,7 +127,7 @@ def _row(view: SweepView) -> Part:
     return html.Tr(_cells(view), id=f"row-{view.key}")
 
 
-def _cells(view: SweepView) -> list[Part]:
+def _cells(view: SweepView) -> Part:
     state, header, best = view.state, view.contents.header, view.recommended
     named = clean(view.name, 120)
     mark = html.Button(
@@ -138,7 +139,7 @@ def _cells(view: SweepView) -> list[Part]:
     )
     link = html.A(named, href=Address(view.key).link(), title=clean(view.name, 300))
     trouble = html.Div(clean(view.problem, 300), className="trouble small", title=clean(view.problem, 400))
-    return [
+    cells = [
         html.Td(mark if header else "", className="mark"),
         html.Th([link, trouble] if view.problem else link, scope="row"),
         html.Td(parts.chip(state)),
@@ -151,6 +152,7 @@ def _cells(view: SweepView) -> list[Part]:
         parts.cell(str(len(view.points)) if header else ""),
         html.Td(parts.when(header.created) if header else "", className="when"),
     ]
+    return plain(cells)
 
 
 def _tally(state: SweepState) -> str:

@@ -14,6 +14,8 @@ from autorank.front import score_text
 from autorank.progress import duration
 from autorank.types import SweepHeader
 
+from .plain import plain
+
 Part = Any
 """A Dash component, a text, or a list of them."""
 
@@ -100,11 +102,17 @@ def fact(label: str, *value: Part, note: Part = "", **more: Any) -> Part:
     return html.Div(said + ([html.Dd(note, className="note")] if note else []), className="fact", **more)
 
 
-def table(columns: Sequence[tuple[str, bool]], rows: Sequence[Part], caption: str = "", **more: Any) -> Part:
-    """Return a table; a column is its heading and whether it holds numbers, a row a `html.Tr`."""
+def table(
+    columns: Sequence[tuple[str, bool]], rows: Sequence[Part], caption: str = "", live: bool = False, **more: Any
+) -> Part:
+    """Return a table; a column is its heading and whether it holds numbers, a row a `html.Tr`.
+
+    Callbacks can name what is in it only if it is `live`.
+    """
     head = html.Tr([html.Th(name, scope="col", className="number" if numeric else "") for name, numeric in columns])
     named = [html.Caption(caption, className="unseen")] if caption else []
-    return html.Table([*named, html.Thead(head), html.Tbody(list(rows))], **more)
+    made = html.Table([*named, html.Thead(head), html.Tbody(list(rows))], **more)
+    return made if live else plain(made)
 
 
 def cell(value: Part, numeric: bool = True, **more: Any) -> Part:
