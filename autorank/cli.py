@@ -319,7 +319,7 @@ def formats(
 
 @app.command()
 def demo(
-    directory: Annotated[Path, typer.Option(help="Where to keep weights and sweep.")] = Path("sweeps/demo"),
+    directory: Annotated[Path, typer.Option(help="Where to keep weights and sweep.")] = Path("sweeps"),
     trials: Annotated[int, typer.Option(min=1, help="How many plans to try.")] = 40,
 ) -> None:
     """Train a small network on scikit-learn's digits, search on it, print the front, export the best model."""

@@ -89,7 +89,7 @@ def run(directory: Path, trials: int = 40) -> None:
     print(f"training a small convolutional network on scikit-learn's digits → {weights}")
     score = prepare_weights(weights)
     print(f"trained in {time.monotonic() - begun:.0f} s: {score:.1f} % on validation data\n")
-    sweep = directory / time.strftime("sweep-%Y%m%d-%H%M%S")
+    sweep = directory / time.strftime("demo-%Y%m%d-%H%M%S")
     print(f"searching formats and ranks for its layers: {trials} trials in {sweep}")
     result = search(
         model=MODEL,
