@@ -286,7 +286,9 @@
     },
     filters(groups, kinds, allGroups, allKinds) {
       const off = (all, on) => (all || []).map((one) => one.value).filter((value) => !(on || []).includes(value));
-      change({hide: off(allGroups, groups), skip: off(allKinds, kinds)});
+      const hide = off(allGroups, groups), skip = off(allKinds, kinds), count = hide.length + skip.length;
+      byId("filters-toggle").textContent = count ? `Filters (${count} off)` : "Filters";
+      change({hide, skip});
     },
     want(mode, amount, usual) {
       const query = new URLSearchParams(window.location.search);
