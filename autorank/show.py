@@ -232,8 +232,8 @@ def _result(result: SearchResult) -> list[object]:
         lines.append(f"go on:       {command} resume {sweep}")
     if result.points:
         lines.append(f"export it:   {command} export {sweep}")
-    beside = result.directory.parent
-    lines.append(f"look at it:  {command} dashboard{'' if beside == Path('sweeps') else ' ' + shlex.quote(str(beside))}")
+    beside = "" if result.directory.parent == Path("sweeps") else f" {shlex.quote(str(result.directory.parent))}"
+    lines.append(f"look at it:  {command} dashboard{beside}")
     if result.ui_command and header.config.get("tracking_uri"):  # the dashboard brings the default store's MLflow along
         lines.append(f"in MLflow:   {result.ui_command}")
     return lines
