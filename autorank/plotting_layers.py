@@ -12,6 +12,7 @@ from autorank.plotting_base import Figure, axis, emptiness, escaped, figure_of, 
 from autorank.scene import OKABE_ITO
 from autorank.types import FrontPoint, SweepHeader, TrialRecord
 
+_MOST_WRITTEN = 30  # members; with more the numbers in the cells of a rank map are too small to read, and slow to draw
 _DASHES = ("solid", "dash", "dot", "dashdot")
 
 
@@ -29,7 +30,7 @@ def rank_map_figure(header: SweepHeader, front: Sequence[TrialRecord | FrontPoin
         "text": [[cell.text for cell in row] for row in shown.rows],
         "hovertext": [[joined(cell.hover) for cell in row] for row in shown.rows],
         "customdata": [list(shown.numbers) for _ in shown.rows],
-        "texttemplate": "%{text}",
+        "texttemplate": "%{text}" if len(shown.numbers) <= _MOST_WRITTEN else "",
         "textfont": {"size": 10},
         "hovertemplate": "%{hovertext}<extra></extra>",
         "hoverongaps": True,
