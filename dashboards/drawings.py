@@ -81,17 +81,19 @@ def scene_of(view: SweepView, axes: tuple[str, str]) -> Scene | None:
     return _scenes.get((view.key, view.version, axes), lambda: scene(header, view.contents.records, view.points, axes))
 
 
-def front_figure(view: SweepView, axes: tuple[str, str], hide: Sequence[str], skip: Sequence[str]) -> Figure:
-    """Return the figure of the front without the groups of formats in `hide` and the kinds of trials in `skip`."""
+def front(view: SweepView, address: Address, dark: bool) -> Figure:
+    """Return the figure of the front, without the formats and the kinds of trials that the address hides."""
+    axes = axes_of(view, address)
     whole = scene_of(view, axes)
     if whole is None:
-        return nothing("No trial yet.")
+        return shown(nothing("No trial yet."), dark, "")
 
     def draw() -> Figure:
-        marks = tuple(m for m in whole.marks if m.group not in hide and m.kind not in skip)
+        marks = tuple(m for m in whole.marks if m.group not in address.hide and m.kind not in address.skip)
         return fitted(plotting.pareto_figure(replace(whole, marks=marks)))
 
-    return drawn(("front", view.key, view.version, axes, tuple(hide), tuple(skip)), draw)
+    figure = drawn(("front", view.key, view.version, axes, address.hide, address.skip), draw)
+    return shown(figure, dark, token(view.key, axes))
 
 
 def drawn(key: Hashable, draw: Callable[[], Figure]) -> Figure:

@@ -38,7 +38,7 @@ _COLUMNS = (
 _COMMAND = "autorank demo"
 
 
-def page(sources: Sources, address: Address) -> Part:
+def page(sources: Sources, address: Address, _dark: bool) -> Part:
     """Return the whole page."""
     found = sections(sources, address)
     return [

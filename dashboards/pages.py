@@ -19,7 +19,7 @@ from dash.exceptions import PreventUpdate
 from . import drawings, exporting, parts
 from .address import Address
 from .parts import Part
-from .sections import changed, shown, token
+from .sections import changed, shown
 from .standing import PAGES, panel_figure, standing
 
 if TYPE_CHECKING:
@@ -102,9 +102,9 @@ def make_dash(sources: Sources, prefix: str) -> Dash:
     return app
 
 
-def page(sources: Sources, address: Address) -> Part:
+def page(sources: Sources, address: Address, dark: bool = False) -> Part:
     """Return the whole page that an address asks for."""
-    made: Part = PAGES[address.page].page(sources, address)
+    made: Part = PAGES[address.page].page(sources, address, dark)
     return made
 
 
@@ -155,26 +155,35 @@ def _shell(sources: Sources) -> Part:
 def _register(app: Dash, sources: Sources) -> None:
     """Connect what the server answers."""
 
-    @app.callback(Output("main", "children"), Output("shown", "data"), Input("place", "data"), State("url", "search"))
-    def route(_place: str | None, search: str | None) -> Any:
+    @app.callback(
+        Output("main", "children"),
+        Output("shown", "data"),
+        Input("place", "data"),
+        State("url", "search"),
+        State("dark", "data"),
+        prevent_initial_call=True,
+    )
+    def route(_place: str | None, search: str | None, dark: bool | None) -> Any:
         address = Address.of(search)
-        return page(sources, address), address.identity
+        return page(sources, address, bool(dark)), address.identity
 
     for name, module in PAGES.items():
         more = (Input("filter", "value"),) if name == "list" else ()
         _register_sections(app, sources, name, module, more)
 
     @app.callback(
-        Output("front-base", "data"), Input("front-shows", "data"), Input("dark", "data"), State("url", "search")
+        Output("front-base", "data"),
+        Input("front-shows", "data"),
+        Input("dark", "data"),
+        State("url", "search"),
+        prevent_initial_call=True,  # the page brings the first one
     )
     def front(_shows: str | None, dark: bool | None, search: str | None) -> Any:
         address = Address.of(search)
         view = sources.library.get(address.sweep)
         if view is None or address.page != "sweep" or dark is None:
             raise PreventUpdate
-        axes = drawings.axes_of(view, address)
-        figure = drawings.front_figure(view, axes, address.hide, address.skip)
-        return drawings.shown(figure, dark, token(view.key, axes))
+        return drawings.front(view, address, dark)
 
     @app.callback(
         Output("panel-figure", "figure"), Input("panel-shows", "data"), Input("dark", "data"), State("url", "search")

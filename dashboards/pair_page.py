@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .server import Sources
 
 
-def page(sources: Sources, address: Address) -> Part:
+def page(sources: Sources, address: Address, _dark: bool) -> Part:
     """Return the page of two sweeps."""
     found = sections(sources, address)
     if not found:

@@ -33,8 +33,8 @@ _TABS = {
 }
 
 
-def page(sources: Sources, address: Address) -> Part:
-    """Return the whole page."""
+def page(sources: Sources, address: Address, dark: bool) -> Part:
+    """Return the whole page, its main figure in the dark theme or the light one."""
     view = sources.library.get(address.sweep)
     if view is None:
         return parts.gone("There is no such sweep (any more).")
@@ -66,7 +66,7 @@ def page(sources: Sources, address: Address) -> Part:
         ),
         place(found, "tabs"),
         place(found, "panel"),
-        dcc.Store(id="front-base"),
+        dcc.Store(id="front-base", data=drawings.front(view, address, dark)),
         seen("sweep", found),
     ]
 

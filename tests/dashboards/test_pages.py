@@ -82,6 +82,8 @@ def nodes(part: Any) -> Iterator[dict[str, Any]]:
     elif isinstance(part, dict):
         if "type" in part and "props" in part:
             yield part
+        elif "tag" in part:  # of `dashboards.plain`
+            yield {"type": part["tag"].capitalize(), "props": {**part["attributes"], "children": part["children"]}}
         for value in part.values():
             yield from nodes(value)
 
@@ -91,7 +93,8 @@ def text(part: Any) -> str:
     if isinstance(part, list):
         return " ".join(map(text, part))
     if isinstance(part, dict):
-        return text(part.get("props", {}).get("children", ""))
+        props = part.get("props", part)
+        return text(props.get("tree", props.get("children", "")))
     return "" if part is None else str(part)
 
 
@@ -321,7 +324,8 @@ def call(client: Any, outputs: list[str], inputs: dict[str, Any], state: dict[st
 )
 def test_the_server_answers_any_address(client: Any, search: str) -> None:
     assert client.get(f"/standing{search}").status_code == 200
-    answer = call(client, ["main.children", "shown.data"], {"place.data": "x"}, {"url.search": search})
+    state = {"url.search": search, "dark.data": True}
+    answer = call(client, ["main.children", "shown.data"], {"place.data": "x"}, state)
     assert answer.status_code == 200
     assert client.get(f"/{search}").status_code == 200
 
