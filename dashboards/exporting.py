@@ -98,7 +98,8 @@ def state(export: Export | None, link: str) -> Part:
         return html.P("This export is no longer kept; start it again.", className="soft")
     if export.state == "failed":
         return html.P(["Not exported: ", clean(export.problem, 300)], className="trouble")
-    said = html.Pre("\n".join(clean(line, 200) for line in export.lines[-_LINES:]), className="log")
+    lines = [clean(line, 200) for line in export.lines if line.strip()][-_LINES:]
+    said = html.Pre("\n".join(lines), className="log") if lines else ""
     if export.state == "running":
         return [html.P("Exporting; every file is loaded back and compared …"), said]
     size = f"{counted(export.bytes)}B" if export.bytes else ""

@@ -89,7 +89,7 @@
   }
 
   // ---- what is ticked, chosen and pinned: shown here, so that tables need not be sent again for it ----
-  let ticked = [], chosen = null, pinned = null;
+  let ticked = [], chosen = null, pinned = null, revealed = [];
   function decorate() {
     for (const box of document.querySelectorAll("[data-mark]"))
       box.setAttribute("aria-checked", String(ticked.includes(box.dataset.mark)));
@@ -104,6 +104,15 @@
       if (link === current) link.setAttribute("aria-current", "true"); else link.removeAttribute("aria-current");
       link.tabIndex = link === (current || links[0]) ? 0 : -1; // one stop for the tab key; arrow keys move along
     }
+    reveal(current?.closest("tr"));
+  }
+  function reveal(row) { // scrolls the table alone, and only when another point or another table is shown
+    const box = row?.closest('[data-keys="front"]');
+    if (!box || (revealed[0] === chosen && revealed[1] === box)) return;
+    revealed = [chosen, box];
+    const head = 30, top = row.offsetTop - head, bottom = row.offsetTop + row.offsetHeight;
+    if (top < box.scrollTop) box.scrollTop = top;
+    else if (bottom > box.scrollTop + box.clientHeight) box.scrollTop = bottom - box.clientHeight;
   }
   function tick(key) {
     ticked = ticked.includes(key) ? ticked.filter((one) => one !== key) : [...ticked, key].slice(-2);
@@ -239,14 +248,7 @@
     },
     members(selected) {
       [chosen, pinned] = selected || [];
-      setTimeout(() => {
-        decorate();
-        const row = document.querySelector('[data-keys="front"] tr.current'), box = row?.closest('[data-keys="front"]');
-        if (!box) return;
-        const head = 30, top = row.offsetTop - head, bottom = row.offsetTop + row.offsetHeight;
-        if (top < box.scrollTop) box.scrollTop = top;
-        else if (bottom > box.scrollTop + box.clientHeight) box.scrollTop = bottom - box.clientHeight;
-      }, 60);
+      decorate();
     },
     front(base, selected) {
       if (!base) return none();
