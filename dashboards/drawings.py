@@ -169,7 +169,9 @@ def importance(view: SweepView) -> Drawing:
     if header is None or not records:
         return Drawing(("importance",), "", lambda: nothing("No trial yet."))
     what = ("importance", view.key, view.created)
-    found = aside.latest(what, len(records), lambda: importance_of(header, records))
+    # While trials go on, only when there are some more: with each of them it would keep a core busy.
+    step = max(len(records) // 50, 1) if view.state.stage == "running" else 1
+    found = aside.latest(what, len(records) // step * step, lambda: importance_of(header, records))
     if found is None:
         return Drawing((*what, "waits"), "", lambda: nothing("Being worked out; this takes some seconds."))
     count, result = found
