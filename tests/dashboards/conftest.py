@@ -48,12 +48,21 @@ class Served:
 
 
 @contextmanager
-def serving(*arguments: object, directory: Path) -> Iterator[Served]:
-    """Run `autorank dashboard` in `directory` on a free port until the block ends."""
+def serving(*arguments: object, directory: Path, port: int = 0) -> Iterator[Served]:
+    """Run `autorank dashboard` in `directory`, on a free port unless one is given, until the block ends."""
     errors = directory / "dashboard-errors.txt"
     with errors.open("w") as stderr:
         process = subprocess.Popen(
-            [sys.executable, "-m", "autorank.cli", "dashboard", *map(str, arguments), "--port", "0", "--no-browser"],
+            [
+                sys.executable,
+                "-m",
+                "autorank.cli",
+                "dashboard",
+                *map(str, arguments),
+                "--port",
+                str(port),
+                "--no-browser",
+            ],
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,
@@ -109,7 +118,7 @@ def page(browser):
     """A fresh page; the test fails when a script on it does."""
     context = browser.new_context(viewport={"width": 1366, "height": 768}, accept_downloads=True)
     opened = context.new_page()
-    opened.set_default_timeout(30_000)
+    opened.set_default_timeout(120_000)  # only keeps a broken build from hanging
     troubles: list[str] = []
     opened.on("pageerror", lambda error: troubles.append(str(error)))
     yield opened
