@@ -149,6 +149,25 @@ def test_mlflow_holds_the_sweep(on_ray: autorank.SearchResult) -> None:
     assert len(runs) == len(children) + 1
     scores = sorted(run.data.metrics["score"] for run in children)
     assert scores == pytest.approx(sorted(r.score for r in on_ray.records if r.score is not None))
+    (data,) = {one.dataset.name for run in runs for one in run.inputs.dataset_inputs}
+    assert data == on_ray.header.fingerprint["task"]
+
+
+def test_the_recommended_model_is_in_the_registry(on_ray: autorank.SearchResult) -> None:
+    import mlflow.onnx
+    from mlflow import MlflowClient
+
+    client = MlflowClient(default_store(on_ray.directory))
+    (registered,) = client.search_registered_models()
+    champion = client.get_model_version_by_alias(registered.name, "champion")
+    best = on_ray.best()
+    assert (champion.tags["trial"], champion.tags["plan_id"]) == (str(best.record.number), best.record.plan_id)
+    inputs = torch.cat([batch.inputs[0] for batch in autorank.sweep.task_of(on_ray.config).batches("validation")])
+    loaded = mlflow.pyfunc.load_model(champion.source)
+    (made,) = loaded.predict(inputs.numpy()).values()
+    with torch.no_grad():
+        wanted = on_ray.model()(inputs)
+    assert torch.from_numpy(made).sub(wanted).abs().max() < 1e-3 * wanted.abs().max()
 
 
 def command(settings: dict[str, Any], directory: Path, executor: str) -> list[str]:
