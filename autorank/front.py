@@ -209,7 +209,7 @@ def recommend(
     if not scored:
         raise EmptyFrontError("no complete trial to recommend: no trial of this sweep finished with a score")
     cost = cost_name(objectives)
-    drop = f"{max_drop:.3g} {unit}".strip()
+    drop = f"{max_drop:.3g} {unit.removesuffix('s') if max_drop == 1 else unit}".strip()
     near = [r for r in scored if _loss(r, dense_score, direction) <= max_drop + _SLACK]
     if near:
         best = _cheapest(near, cost, direction)

@@ -213,9 +213,9 @@ def _scored(header: SweepHeader, value: float | None) -> _Figure:
 
 
 def _choices(header: SweepHeader, record: TrialRecord) -> dict[str, str]:
-    """Return what a plan makes of each layer, in the order of the network."""
+    """Return what a plan makes of each layer, in the order of the network, with room for line breaks."""
     known = {str(row.get("name")): "dense" for row in header.layers}
-    return known | {name: choice_text(choice) for name, choice in record.plan.layers}
+    return known | {name: choice_text(choice).replace(",", ", ") for name, choice in record.plan.layers}
 
 
 def _settings(header: SweepHeader) -> dict[str, str]:

@@ -85,11 +85,13 @@ class _Camera:
         while before != (before := self.page.screenshot()):
             self.page.wait_for_timeout(400)
 
-    def take(self, name: str) -> None:
-        """Take the picture ``name.png``."""
+    def take(self, name: str, down_to: str = "") -> None:
+        """Take the picture ``name.png``, down to an element where one is named."""
         self.settle()
+        box = self.page.locator(down_to).bounding_box() if down_to else None
+        height = min(HEIGHT, int(box["y"] + box["height"]) + 24) if box else HEIGHT
         path = self.out / f"{name}.png"
-        path.write_bytes(small_png(self.page.screenshot()))
+        path.write_bytes(small_png(self.page.screenshot(clip={"x": 0, "y": 0, "width": WIDTH, "height": height})))
         print(f"{path}  {path.stat().st_size / 1000:.0f} kB")
 
 
@@ -108,7 +110,8 @@ def take_all(page: Any, address: str, out: Path, sweep: str = "") -> None:
     camera = _Camera(page, out)
     page.goto(address)
     page.wait_for_selector("#sweeps tbody th a")
-    camera.take("list")
+    page.add_style_tag(content="html { scrollbar-gutter: auto !important }")  # there is no scroll bar in a picture
+    camera.take("list", down_to="#sweeps")
 
     links = page.locator("#sweeps tbody th a")
     (links.filter(has_text=sweep) if sweep else links).first.click()

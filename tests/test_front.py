@@ -322,7 +322,7 @@ def test_recommend_says_why():
     chosen = recommend(FRONT, 88.4, "max", 1.0)
     assert chosen.record.number == 1
     assert chosen.reason == (
-        "cheapest of the points that lose at most 1 points against the dense model (88.40 → 88.00, 0.48 of the MACs)"
+        "cheapest of the points that lose at most 1 point against the dense model (88.40 → 88.00, 0.48 of the MACs)"
     )
     by_params = recommend(FRONT, 88.4, "max", 1.0, (SCORE, Objective("params_kept", "min")))
     assert by_params.record.number == 2
@@ -332,7 +332,7 @@ def test_recommend_says_why():
 def test_recommend_takes_the_knee_when_everything_loses_too_much():
     chosen = recommend(FRONT, 99.0, "max", 1.0)
     assert chosen.record.number == FRONT[knee([(r.score, r.value("macs_kept")) for r in FRONT], ("max", "min"))].number
-    assert chosen.reason.startswith("the knee of the front, as no point loses at most 1 points")
+    assert chosen.reason.startswith("the knee of the front, as no point loses at most 1 point")
 
 
 def test_recommend_for_a_score_to_minimise():
