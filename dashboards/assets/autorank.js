@@ -199,7 +199,7 @@
 
   // ---- what Dash calls ----
   const TOLD = {place: "place", title: "title", fresh: "fresh", front: "front-shows", panel: "panel-shows", selected: "selected"};
-  let asking = null, told = null, last = null;
+  let asking = null, told = null, lost = false, last = null;
   const triggered = (id) => window.dash_clientside.callback_context.triggered.some((one) => one.prop_id.startsWith(id + "."));
 
   window.dash_clientside = window.dash_clientside || {};
@@ -214,15 +214,15 @@
         if (!answer.ok) throw new Error(String(answer.status));
         const now = await answer.json();
         if (where !== window.location.search) return; // the answer for the new address is on its way
-        if (place?.textContent) {
-          place.textContent = "";
-          told = null; // what was asked for meanwhile was not answered: ask for all of it again
-        }
+        if (place) place.textContent = "";
+        if (lost) told = null; // what was asked for meanwhile was not answered: ask for all of it again
+        lost = false;
         const before = told || {};
         told = now;
         for (const [name, store] of Object.entries(TOLD))
           if (JSON.stringify(now[name]) !== JSON.stringify(before[name])) set(store, {data: now[name]});
-      } catch {
+      } catch (error) {
+        if (error.name !== "TimeoutError") lost = true; // a server that is slow answers everything in the end
         if (place) place.textContent = "The server does not answer; trying again …";
       } finally {
         if (asking === where) asking = null;
