@@ -110,9 +110,8 @@
     const box = row?.closest('[data-keys="front"]');
     if (!box || (revealed[0] === chosen && revealed[1] === box)) return;
     revealed = [chosen, box];
-    const head = 30, top = row.offsetTop - head, bottom = row.offsetTop + row.offsetHeight;
-    if (top < box.scrollTop) box.scrollTop = top;
-    else if (bottom > box.scrollTop + box.clientHeight) box.scrollTop = bottom - box.clientHeight;
+    const middle = row.offsetTop - box.clientHeight / 2;
+    if (row.offsetTop < box.scrollTop + 30 || row.offsetTop + 30 > box.scrollTop + box.clientHeight) box.scrollTop = middle;
   }
   function tick(key) {
     ticked = ticked.includes(key) ? ticked.filter((one) => one !== key) : [...ticked, key].slice(-2);
