@@ -46,12 +46,12 @@ class Report:
             row |= {"aim_s": aim, "ratio": round(middle / aim, 3)}
             said += f"  {middle / aim:.2f} of the aim" + ("  MISSED" if middle > aim else "")
         self.figures[name] = row
-        print(f"{name:52} {said}", flush=True)
+        print(f"{name:62} {said}", flush=True)
 
     def value(self, name: str, value: float, unit: str) -> None:
         """Print one figure."""
         self.figures[name] = {"value": round(value, 4), "unit": unit}
-        print(f"{name:52} {value:8.3g} {unit}", flush=True)
+        print(f"{name:62} {value:8.3g} {unit}", flush=True)
 
 
 class Server:
@@ -226,9 +226,11 @@ def gestures(page: Any, report: Report, address: str, repeat: int, trials: int) 
     page.wait_for_timeout(1500)
     numbers = [int(row.inner_text().split()[0][1:]) for row in page.locator('[data-keys="front"] tbody tr').all()]
     clicks, axes, tabs = [], [], []
-    for number in numbers[1 : 1 + repeat]:
+    for number in numbers[1 :: max(len(numbers) // repeat, 1)][:repeat]:
+        page.wait_for_timeout(700)  # or it is a double click
         place = page.evaluate("(number) => probe.place(number)", number)
-        clicks.append(gesture(page, lambda at=place: page.mouse.click(*at), "point", number))
+        before = page.evaluate("document.querySelector('#point h2')?.textContent || ''")
+        clicks.append(gesture(page, lambda at=place: page.mouse.click(*at), "point", before))
     report.times("click on a point: its layers are shown", clicks)
     for _ in range(max(repeat // 2, 1)):
         for label in ("parameters", "MACs"):

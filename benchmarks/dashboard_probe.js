@@ -13,9 +13,10 @@ window.probe = (() => {
     read: (count) => met.rows(count) && !document.querySelector("#sweeps .chip.reading"),
     marks: (count) => marks("front").length >= count,
     mark: (number) => marks("front").includes(number),
-    point: (number) =>
-      document.querySelector("#point h2")?.textContent === `Point #${number}` &&
-      shown("front").data.some((trace) => (trace.text || []).includes?.(`#${number}`)),
+    point: (before) => { // another one than before: where marks lie on each other, the topmost is taken
+      const said = document.querySelector("#point h2")?.textContent || "", number = said.replace("Point ", "");
+      return said && said !== before && shown("front").data.some((trace) => (trace.text || []).includes?.(number));
+    },
     axis: (text) => (shown("front")?.querySelector(".g-xtitle")?.textContent || "").includes(text),
     panel: (words) => (shown("panel-figure")?.textContent || "").includes(words),
     cell: (text) => document.querySelector("#sweeps")?.textContent.includes(text),
