@@ -42,7 +42,7 @@ def data(**values: str) -> dict[str, Any]:
 def chip(state: SweepState) -> Part:
     """Return the state of a sweep: a word with a sign of its own shape."""
     word, meaning = STAGES[state.stage]
-    return html.Span(word, className=f"chip {state.stage}", title=state.reason or meaning)
+    return html.Span(word, className=f"chip {state.stage}", title=clean(state.reason, 300) or meaning)
 
 
 def bar(state: SweepState) -> Part:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import shlex
 from dataclasses import dataclass
+from pathlib import Path
 
 from autorank.errors import AutorankError, EmptyFrontError
 from autorank.front import cost_name, in_short, score_text, select
@@ -55,7 +57,17 @@ def pick_by_factor(view: SweepView, times_fewer_macs: float) -> Picked:
 
 def export_command(view: SweepView, number: int) -> str:
     """Return the command that exports a point, as a shell takes it in any directory."""
-    return shlex.join(["autorank", "export", str(view.directory), "--point", str(number)])
+    return f"autorank export {_quoted(view.directory)} --point {number}"
+
+
+def _quoted(path: Path) -> str:
+    """Return a path as one word for a shell, with nothing in it that cannot be seen."""
+    if str(path).isprintable():
+        return shlex.quote(str(path))
+    seen = (
+        c if c.isprintable() and c not in "\\'" else "".join(f"\\x{b:02x}" for b in os.fsencode(c)) for c in str(path)
+    )
+    return f"$'{''.join(seen)}'"
 
 
 def _nothing_yet(view: SweepView) -> Picked:

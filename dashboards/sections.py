@@ -121,6 +121,10 @@ class Aside:
                 self._pool.submit(make).add_done_callback(lambda future: self._take(what, version, future))
             return found
 
+    def close(self) -> None:
+        """Begin nothing more: the process need not wait for it when it ends."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
     def _take(self, what: Hashable, version: Hashable, future: Future[Any]) -> None:
         with self._lock:
             self._under_way.discard(what)

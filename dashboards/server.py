@@ -21,7 +21,7 @@ from autorank.errors import ConfigError
 from autorank.mlflow_ui import default_store
 from autorank.run_values import public
 
-from . import mlflow_app
+from . import drawings, mlflow_app
 from .jobs import Exports
 from .library import Library
 
@@ -192,6 +192,7 @@ def serve(
         runs = mlflow_app.Runs(uri)
         stack.callback(runs.close)
         app = application(Sources(library, exports, runs), uri)
+        stack.callback(drawings.aside.close)
         runs.start()
         address = f"http://{named}:{number}"
         settings = uvicorn.Config(app, log_level="error", access_log=False, lifespan="on", timeout_graceful_shutdown=2)

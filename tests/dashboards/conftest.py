@@ -118,7 +118,7 @@ def page(browser):
     """A fresh page; the test fails when a script on it does."""
     context = browser.new_context(viewport={"width": 1366, "height": 768}, accept_downloads=True)
     opened = context.new_page()
-    opened.set_default_timeout(120_000)  # only keeps a broken build from hanging
+    opened.set_default_timeout(300_000)  # only keeps a broken build from hanging
     troubles: list[str] = []
     opened.on("pageerror", lambda error: troubles.append(str(error)))
     yield opened

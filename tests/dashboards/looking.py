@@ -12,6 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 MARKS = """[...document.querySelectorAll(`#front .scatterlayer .trace`)]
     .filter(drawn => drawn.__data__[0].trace.customdata)
     .reduce((sum, drawn) => sum + drawn.querySelectorAll(".points path").length, 0)"""
+_RANGE = "JSON.stringify(document.querySelector('#front .js-plotly-plot').layout.xaxis.range)"
 _PLACE = """([id, number]) => {
     const figure = document.querySelector(`#${id} .js-plotly-plot`);
     if (!figure?._fullData) return null;
@@ -74,6 +75,23 @@ def click_point(page: Any, number: int, figure: str = "front") -> None:
     page.mouse.move(x, y)
     page.wait_for_selector(f"#{figure} .hoverlayer .hovertext", state="attached")
     page.mouse.click(x, y)
+
+
+def shown_range(page: Any) -> str:
+    """Return from where to where the figure of the front goes across."""
+    return str(page.evaluate(f"() => {_RANGE}"))
+
+
+def zoom(page: Any) -> str:
+    """Draw a box in the figure of the front, and return what it then shows."""
+    page.locator("#front").scroll_into_view_if_needed()
+    before, area = shown_range(page), page.locator("#front .nsewdrag").bounding_box()
+    page.mouse.move(area["x"] + 20, area["y"] + 20)
+    page.mouse.down()
+    page.mouse.move(area["x"] + area["width"] - 20, area["y"] + area["height"] - 20, steps=4)
+    page.mouse.up()
+    wait(page, f"{_RANGE} !== arg", before)
+    return shown_range(page)
 
 
 def query(page: Any) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 import sys
@@ -107,10 +108,16 @@ def test_without_a_front_nothing_is_picked(tmp_path: Path, count: int | None) ->
         assert picked.reason
 
 
-def test_the_command_is_quoted_for_a_shell(tmp_path: Path) -> None:
-    directory = tmp_path / "it's $(touch here); a `sweep` & more"
+@pytest.mark.parametrize(
+    "name",
+    ["it's $(touch here); a `sweep` & more", "it's\u202e\x1b[31m a\n\\trap", os.fsdecode(b"no text \xff'")],
+    ids=["special", "unseen", "bytes"],
+)
+def test_the_command_is_quoted_for_a_shell(tmp_path: Path, name: str) -> None:
+    directory = tmp_path / name
     write_sweep(directory, 6)
     command = export_command(viewed(directory), 3)
+    assert command.isprintable()
     code = (
         f"autorank() {{ {shlex.quote(sys.executable)} -c 'import sys; print(ascii(sys.argv[1:]))' \"$@\"; }}; {command}"
     )
