@@ -116,10 +116,12 @@ class Aside:
         """Return the latest version and result for `what`, None before the first; begin a newer one where it is old."""
         with self._lock:
             found = self._results.get(what)
-            if (found is None or found[0] != version) and what not in self._under_way:
-                self._under_way.add(what)
-                self._pool.submit(make).add_done_callback(lambda future: self._take(what, version, future))
-            return found
+            if (found is not None and found[0] == version) or what in self._under_way:
+                return found
+            self._under_way.add(what)
+        # Not under the lock: what is done at once is taken at once, in this thread.
+        self._pool.submit(make).add_done_callback(lambda future: self._take(what, version, future))
+        return found
 
     def close(self) -> None:
         """Begin nothing more: the process need not wait for it when it ends."""

@@ -11,6 +11,7 @@ from typing import Any
 import plotly.utils
 import pytest
 
+from autorank.dashboards import drawings
 from autorank.dashboards.address import TABS, Address
 from autorank.dashboards.jobs import Exports
 from autorank.dashboards.library import Library, SweepView
@@ -293,6 +294,14 @@ def test_what_takes_long_is_made_aside_and_kept() -> None:
     assert aside.done == 1
 
 
+def test_what_is_made_aside_may_be_done_at_once() -> None:
+    aside = Aside(2)
+    for number in range(500):
+        aside.latest(number, 0, lambda: None)
+    aside._pool.shutdown(wait=True)
+    assert aside.done == 500
+
+
 @pytest.fixture(scope="module")
 def client(sources: Sources) -> Any:
     return make_dash(sources, "/dashboard/").server.test_client()
@@ -331,12 +340,53 @@ def test_the_server_answers_any_address(client: Any, search: str) -> None:
 
 
 def test_the_figure_comes_in_the_theme_that_is_asked_for(client: Any, sources: Sources) -> None:
-    search = {"url.search": at(sources, "finished").link()}
+    search = {"url.search": at(sources, "finished").link(), "front-known.data": None}
     grounds = []
     for dark in (True, False):
         answer = call(client, ["front-base.data"], {"front-shows.data": "x", "dark.data": dark}, search)
         grounds.append(answer.get_json()["response"]["front-base"]["data"]["layout"]["paper_bgcolor"])
     assert len(set(grounds)) == 2
+
+
+def told(figure: dict[str, Any]) -> list[str]:
+    """The texts of a figure's trials."""
+    return [text for trace in figure["data"] if "customdata" in trace for text in trace["text"] if text]
+
+
+def test_the_browser_is_told_of_each_trial_once(tmp_path: Path) -> None:
+    library, address = Library([tmp_path]), Address()
+    with Growing(tmp_path / "sweep", 12) as growing:
+        growing.begin()
+        seen: list[list[str]] = []
+        known = None
+        for _ in range(2):
+            growing.grow(6)
+            library.poll()
+            figure = drawings.front(library.sweeps()[0], address, False, known)
+            known = figure["known"]
+            seen.append(told(figure))
+        growing.end()
+    library.poll()
+    whole = told(drawings.front(library.sweeps()[0], address, False))
+    assert all(seen)
+    assert not set(seen[0]) & set(seen[1])
+    assert len(seen[0]) + len(seen[1]) == len(whole)
+    assert told(drawings.front(library.sweeps()[0], address, False, known)) == whole  # measured since
+
+
+@pytest.mark.parametrize(
+    "known", [None, "x", [], {}, {"whose": "x", "count": 5}, {"whose": [], "count": "5"}], ids=repr
+)
+def test_a_browser_that_knows_nothing_of_this_sweep_is_told_all(sources: Sources, known: Any) -> None:
+    view = view_of(sources, "finished")
+    assert told(drawings.front(view, Address(), False, known)) == told(drawings.front(view, Address(), False))
+
+
+@pytest.mark.parametrize("count", ["5", -5, 1e9, None, True], ids=repr)
+def test_a_wrong_count_of_known_trials_breaks_nothing(sources: Sources, count: Any) -> None:
+    view = view_of(sources, "finished")
+    known = {**drawings.front(view, Address(), False)["known"], "count": count}
+    assert drawings.front(view, Address(), False, known)["data"]
 
 
 @pytest.mark.parametrize("token", ["nothing", "..", "%2e%2e%2fjournal.jsonl", "../../etc/passwd"])
