@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 from autorank.plotting_base import INK, Figure, axis, escaped, figure_of, joined, note
@@ -18,7 +18,7 @@ def _size(mark: Mark) -> float:
     return base + (2.0 if mark.on_front else 0.0)
 
 
-def _trial_traces(scene: Scene) -> list[dict[str, Any]]:
+def _trial_traces(scene: Scene, told: Container[int]) -> list[dict[str, Any]]:
     """One trace per group of formats and kind; a click on the legend hides a group."""
     traces: list[dict[str, Any]] = []
     listed: set[str] = set()
@@ -36,7 +36,7 @@ def _trial_traces(scene: Scene) -> list[dict[str, Any]]:
                     "showlegend": group not in listed,
                     "x": [m.x for m in marks],
                     "y": [m.y for m in marks],
-                    "text": [joined(m.hover) for m in marks],
+                    "text": ["" if m.number in told else joined(m.hover) for m in marks],
                     "customdata": [m.number for m in marks],
                     "hovertemplate": "%{text}<extra></extra>",
                     "marker": {
@@ -146,14 +146,21 @@ def _label(mark: Mark, text: str, right: int, up: int) -> dict[str, Any]:
     }
 
 
-def pareto_figure(scene: Scene) -> Figure:
-    """Return the Pareto figure; the `customdata` of the trials' marks are the numbers of the trials."""
+def pareto_figure(scene: Scene, told: Container[int] = ()) -> Figure:
+    """Return the Pareto figure; the `customdata` of the trials' marks are the numbers of the trials.
+
+    Parameters
+    ----------
+    scene : Scene
+    told : container of int
+        Trials whose marks get no text to hover, as whoever shows the figure has it already.
+    """
     labels = [_label(mark, text, *scene.free_side(mark)) for mark, text in scene.labels]
     notes = [text for text in (f"marker area: {scene.third}" if scene.third else "", scene.note) if text]
     if notes:
         labels.append(note(" · ".join(notes)))
     return figure_of(
-        [*_trial_traces(scene), *_marking_traces(scene)],
+        [*_trial_traces(scene, told), *_marking_traces(scene)],
         scene.title,
         scene.subtitle,
         xaxis=axis(scene.x.label, scene.x.low, scene.x.high),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 from autorank.captions import group_of, hover, not_drawn, sweep_text, value_label, value_name
@@ -52,7 +53,7 @@ class Axis:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """One trial as a point: `size` is 0..1 along the third objective (0.5 without one), `hover` is plain text."""
+    """One trial as a point: `size` is 0..1 along the third objective (0.5 without one), `explain` makes `hover`."""
 
     number: int
     x: float
@@ -62,7 +63,12 @@ class Mark:
     colour: str
     kind: Kind
     on_front: bool
-    hover: tuple[str, ...]
+    explain: Callable[[], tuple[str, ...]] = field(compare=False, repr=False)
+
+    @property
+    def hover(self) -> tuple[str, ...]:
+        """Lines that explain the trial, as plain text; worked out when asked for, as it takes longer than the rest."""
+        return self.explain()
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +260,7 @@ def scene(
             colours[group],
             _kind(r, full),
             r.number in numbers,
-            hover(header, r, measured.get(r.number)),
+            partial(hover, header, r, measured.get(r.number)),
         )
         for (r, x, y), size, group in zip(drawn, sizes, groups, strict=True)
     )

@@ -81,19 +81,29 @@ def scene_of(view: SweepView, axes: tuple[str, str]) -> Scene | None:
     return _scenes.get((view.key, view.version, axes), lambda: scene(header, view.contents.records, view.points, axes))
 
 
-def front(view: SweepView, address: Address, dark: bool) -> Figure:
-    """Return the figure of the front, without the formats and the kinds of trials that the address hides."""
+def front(view: SweepView, address: Address, dark: bool, known: Any = None) -> Figure:
+    """Return the figure of the front, without the formats and the kinds of trials that the address hides.
+
+    Most of a figure are the texts to hover, so the browser keeps them: `known` is what an earlier figure said under
+    ``known``, and the texts of the trials until then are left out.
+    """
     axes = axes_of(view, address)
     whole = scene_of(view, axes)
     if whole is None:
         return shown(nothing("No trial yet."), dark, "")
 
+    records = view.contents.records
+    measured = [(p.record.number, p.test_score, p.latency_ms) for p in view.points if p.test_score is not None]
+    whose = token(view.key, view.created, measured)
+    count = known.get("count") if isinstance(known, dict) and known.get("whose") == whose else 0
+    told = {record.number for record in records[:count]} if isinstance(count, int) and count > 0 else set()
+
     def draw() -> Figure:
         marks = tuple(m for m in whole.marks if m.group not in address.hide and m.kind not in address.skip)
-        return fitted(plotting.pareto_figure(replace(whole, marks=marks)))
+        return fitted(plotting.pareto_figure(replace(whole, marks=marks), told))
 
-    figure = drawn(("front", view.key, view.version, axes, address.hide, address.skip), draw)
-    return shown(figure, dark, token(view.key, axes))
+    figure = drawn(("front", view.key, view.version, axes, address.hide, address.skip, len(told)), draw)
+    return {**shown(figure, dark, token(view.key, axes)), "known": {"whose": whose, "count": len(records)}}
 
 
 def drawn(key: Hashable, draw: Callable[[], Figure]) -> Figure:

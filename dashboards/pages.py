@@ -114,7 +114,7 @@ def _shell(sources: Sources) -> Part:
         [
             dcc.Location(id="url", refresh=False),
             dcc.Interval(id="tick", interval=1000),
-            *(dcc.Store(id=name) for name in (*_TOLD, "shown", "dark")),
+            *(dcc.Store(id=name) for name in (*_TOLD, "shown", "dark", "front-known")),
             exporting.store(),
             html.A("Skip to the content", href="#main", className="skip", id="skip"),
             html.Header(
@@ -176,14 +176,15 @@ def _register(app: Dash, sources: Sources) -> None:
         Input("front-shows", "data"),
         Input("dark", "data"),
         State("url", "search"),
+        State("front-known", "data"),
         prevent_initial_call=True,  # the page brings the first one
     )
-    def front(_shows: str | None, dark: bool | None, search: str | None) -> Any:
+    def front(_shows: str | None, dark: bool | None, search: str | None, known: Any) -> Any:
         address = Address.of(search)
         view = sources.library.get(address.sweep)
         if view is None or address.page != "sweep" or dark is None:
             raise PreventUpdate
-        return drawings.front(view, address, dark)
+        return drawings.front(view, address, dark, known)
 
     @app.callback(
         Output("panel-figure", "figure"), Input("panel-shows", "data"), Input("dark", "data"), State("url", "search")

@@ -198,6 +198,7 @@
 
   // ---- what Dash calls ----
   const TOLD = {place: "place", title: "title", fresh: "fresh", front: "front-shows", panel: "panel-shows", selected: "selected"};
+  let texts = {whose: "", of: new Map()}; // what marks of the front say when they are pointed at, by trial
   let asking = null, told = null, lost = false, last = null;
   const triggered = (id) => window.dash_clientside.callback_context.triggered.some((one) => one.prop_id.startsWith(id + "."));
 
@@ -251,6 +252,12 @@
     },
     front(base, selected) {
       if (!base) return none();
+      if (base.known && base.known.whose !== texts.whose) texts = {whose: base.known.whose, of: new Map()};
+      set("front-known", {data: base.known});
+      const traces = base.data.map((trace) => Array.isArray(trace.customdata) ? {...trace, text: trace.customdata.map((number, i) => {
+        if (trace.text[i]) texts.of.set(number, trace.text[i]);
+        return texts.of.get(number) || "";
+      })} : trace);
       const rings = [];
       const [point, pin] = selected || [];
       for (const [number, word, symbol] of [[pin, "pinned", "square-open"], [point, "chosen", "circle-open"]]) {
@@ -265,7 +272,7 @@
           });
         }
       }
-      return {data: [...base.data, ...rings], layout: base.layout};
+      return {data: [...traces, ...rings], layout: base.layout};
     },
     take(click) {
       const number = click?.points?.[0]?.customdata;
