@@ -196,6 +196,20 @@
     : React.createElement(node.tag, {...node.attributes, key}, ...[node.children].flat().map(made));
   window.autorank_parts = {Plain: ({tree}) => made(tree, "0")};
 
+  // ---- a zoom outlives new trials: plotly.js keeps it only while the figure's own ranges are the same ----
+  let ranges = {whose: "", drawn: {xaxis: new Set(), yaxis: new Set()}};
+  function zoomed(layout) {
+    const shown = document.querySelector("#front .js-plotly-plot")?.layout;
+    const kept = {...layout};
+    if (ranges.whose !== layout.uirevision) ranges = {whose: layout.uirevision, drawn: {xaxis: new Set(), yaxis: new Set()}};
+    for (const [axis, drawn] of Object.entries(ranges.drawn)) {
+      const range = shown?.uirevision === layout.uirevision && !shown[axis].autorange && shown[axis].range;
+      if (range && drawn.size && !drawn.has(String(range))) kept[axis] = {...layout[axis], range: [...range]};
+      if (layout[axis].range) drawn.add(String(layout[axis].range));
+    }
+    return kept;
+  }
+
   // ---- what Dash calls ----
   const TOLD = {place: "place", title: "title", fresh: "fresh", front: "front-shows", panel: "panel-shows", selected: "selected"};
   let texts = {whose: "", of: new Map()}; // what marks of the front say when they are pointed at, by trial
@@ -272,7 +286,7 @@
           });
         }
       }
-      return {data: [...traces, ...rings], layout: base.layout};
+      return {data: [...traces, ...rings], layout: zoomed(base.layout)};
     },
     take(click) {
       const number = click?.points?.[0]?.customdata;
