@@ -699,7 +699,8 @@ def ask(port: int, path: str, body: dict | None = None) -> bytes:
         return answer.read()
 
 
-def test_ui_command_serves_the_sweep_and_takes_another_over_http(store, written, tmp_path, caplog):
+def test_ui_command_serves_the_sweep_and_takes_another_over_http(store, written, tmp_path, caplog, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # a server keeps the artifacts it takes in where it was started
     port = free_port()
     remote = Tracker(f"http://me:{SECRET}@127.0.0.1:{port}", tmp_path, "remote")
     remote.start(HEAD)
@@ -708,7 +709,7 @@ def test_ui_command_serves_the_sweep_and_takes_another_over_http(store, written,
     command = f"{store.tracker.ui_command} --port {port}"
     with (tmp_path / "server.log").open("w") as log:
         server = subprocess.Popen(
-            command, shell=True, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=tmp_path, start_new_session=True
+            command, shell=True, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
         )
     try:
         while server.poll() is None:
@@ -743,7 +744,8 @@ def test_ui_command_serves_the_sweep_and_takes_another_over_http(store, written,
         query = urllib.parse.urlencode({"run_uuid": top.info.run_id, "path": "front.csv"})
         assert len(ask(port, f"/get-artifact?{query}").splitlines()) == len(some) + 1
     finally:
-        os.killpg(server.pid, signal.SIGTERM)
+        if server.poll() is None:
+            os.killpg(server.pid, signal.SIGTERM)
         server.wait()
 
 
