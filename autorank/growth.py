@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from autorank.captions import clean, plan_text, value_name
-from autorank.scene import hypervolumes
-from autorank.types import SweepHeader, TrialRecord
+from autorank.front import eligible, front_of, hypervolume, point_dominates, reference_point, values
+from autorank.types import Fidelity, SweepHeader, TrialRecord
 
 _UNITS = (("seconds", 1.0, 120.0), ("minutes", 60.0, 120 * 60.0), ("hours", 3600.0, 72 * 3600.0))
 
@@ -42,6 +42,34 @@ class Growth:
         """Label and values of the horizontal axis of both panels."""
         trials = tuple(float(i) for i in range(1, len(self.volumes) + 1))
         return ("finished trials", trials), (f"time since the sweep began ({self.unit})", self.times)
+
+
+def hypervolumes(header: SweepHeader, records: Sequence[TrialRecord]) -> tuple[float, ...]:
+    """Return the hypervolume of the front after each record, in the order given.
+
+    Equal to the hypervolume of `front_of` over every prefix, but one pass: what is once beaten stays beaten.
+    """
+    directions = [o.direction for o in header.objectives]
+    corner = reference_point(header.objectives, header.dense)
+    front: tuple[TrialRecord, ...] = ()
+    highest: Fidelity | None = None
+    volume, volumes = 0.0, []
+
+    def beaten(record: TrialRecord) -> bool:
+        point = values(record, header.objectives)
+        return any(point_dominates(values(other, header.objectives), point, directions) for other in front)
+
+    for record in records:
+        if record.status == "complete":
+            if highest is None or record.fidelity > highest:
+                highest, front, volume = record.fidelity, (), 0.0
+            if eligible([record], header.constraints, highest) and not beaten(record):
+                grown = front_of([*front, record], header.objectives, header.constraints, highest)
+                if grown != front:
+                    front = grown
+                    volume = hypervolume([values(r, header.objectives) for r in front], corner, directions)
+        volumes.append(volume)
+    return tuple(volumes)
 
 
 def ended(header: SweepHeader, record: TrialRecord) -> float:

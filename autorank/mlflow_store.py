@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from autorank.mlflow_ui import ARTIFACTS, first_opening, sqlite_file
+from autorank.mlflow_ui import ARTIFACTS, first_opening, is_server, sqlite_file
 from autorank.run_inputs import DataInput, ModelInput, Package
 from autorank.run_sync import Metric, Run
 from autorank.run_values import RunValues
@@ -89,7 +89,7 @@ class MlflowRuns:
 
     def __init__(self, uri: str, experiment: str) -> None:
         self._places: dict[str, str] = {}  # run → where its artifacts lie
-        self._database = not uri.startswith(("http://", "https://"))
+        self._database = not is_server(uri)
         file = sqlite_file(uri)
         location = None if file is None else (file.parent / ARTIFACTS).as_uri()
         with first_opening(file):

@@ -57,12 +57,17 @@ def first_opening(file: Path | None) -> Iterator[None]:
         os.close(handle)
 
 
+def is_server(uri: str) -> bool:
+    """Say whether `uri` is the address of an MLflow server, not of a database that this process opens itself."""
+    return uri.startswith(("http://", "https://"))
+
+
 def ui_command(uri: str) -> str:
     """Return the shell command that shows the runs at `uri`, an MLflow server or database, in the browser.
 
     It listens on loopback only, and takes 2 processes instead of 15 (MLflow's job runner stays off).
     """
-    if uri.startswith(("http://", "https://")):
+    if is_server(uri):
         return f"{shlex.quote(program('python'))} -m webbrowser {shlex.quote(public(uri))}"
     # A password must not reach the terminal; the user has it in the environment or fills it in.
     address = shlex.quote(uri) if public(uri) == uri else '"$MLFLOW_TRACKING_URI"'

@@ -15,9 +15,10 @@ from typing import Protocol
 
 from autorank import run_figures, run_values
 from autorank.front import front_of
+from autorank.growth import hypervolumes
 from autorank.run_inputs import DataInput, Example, ModelInput, Package, datasets, dense_model
 from autorank.run_values import NUMBER, PARENT, RECOMMENDED, REGISTERED, REGISTERED_AS, ROLE, STATE, SWEEP_ID, RunValues
-from autorank.scene import hypervolumes, pick
+from autorank.scene import pick
 from autorank.types import DenseFigures, FrontPoint, SweepHeader, TrialRecord
 
 _HEADER = "autorank.header"

@@ -12,14 +12,9 @@ from autorank.captions import group_of, hover, not_drawn, sweep_text, value_labe
 from autorank.errors import ConfigError, EmptyFrontError
 from autorank.front import (
     COSTS,
-    eligible,
-    front_of,
-    hypervolume,
     knee,
     non_dominated,
-    point_dominates,
     recommended,
-    reference_point,
     values,
 )
 from autorank.types import Direction, Fidelity, FrontPoint, Objective, SweepHeader, TrialRecord
@@ -136,34 +131,6 @@ def pick(header: SweepHeader, front: Sequence[TrialRecord]) -> TrialRecord | Non
         return recommended(header, front).record
     except EmptyFrontError:
         return None
-
-
-def hypervolumes(header: SweepHeader, records: Sequence[TrialRecord]) -> tuple[float, ...]:
-    """Return the hypervolume of the front after each record, in the order given.
-
-    Equal to the hypervolume of `front_of` over every prefix, but one pass: what is once beaten stays beaten.
-    """
-    directions = [o.direction for o in header.objectives]
-    corner = reference_point(header.objectives, header.dense)
-    front: tuple[TrialRecord, ...] = ()
-    highest: Fidelity | None = None
-    volume, volumes = 0.0, []
-
-    def beaten(record: TrialRecord) -> bool:
-        point = values(record, header.objectives)
-        return any(point_dominates(values(other, header.objectives), point, directions) for other in front)
-
-    for record in records:
-        if record.status == "complete":
-            if highest is None or record.fidelity > highest:
-                highest, front, volume = record.fidelity, (), 0.0
-            if eligible([record], header.constraints, highest) and not beaten(record):
-                grown = front_of([*front, record], header.objectives, header.constraints, highest)
-                if grown != front:
-                    front = grown
-                    volume = hypervolume([values(r, header.objectives) for r in front], corner, directions)
-        volumes.append(volume)
-    return tuple(volumes)
 
 
 def _axes(header: SweepHeader, axes: tuple[str, str] | None) -> tuple[Objective, Objective, Objective | None]:

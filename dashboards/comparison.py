@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from autorank.captions import COST_LABELS, choice_text, clean, unit_of
+from autorank.captions import COST_LABELS, clean, unit_of, value_name
 from autorank.front import hypervolume, reference_point, score_text, values
 from autorank.progress import duration
 from autorank.run_values import without_secrets
@@ -142,7 +142,7 @@ def _doubt(left: SweepHeader, right: SweepHeader) -> str:
 
 def _of_sweep(view: SweepView, header: SweepHeader) -> dict[str, _Figure]:
     contents, best = view.contents, view.points[0] if view.points else None
-    axes = [(o.name, o.direction) for o in header.objectives]
+    axes = " × ".join(value_name(header, o.name) for o in header.objectives)
     volume = hypervolume(
         [values(point.record, header.objectives) for point in view.points],
         reference_point(header.objectives, header.dense),
@@ -155,7 +155,7 @@ def _of_sweep(view: SweepView, header: SweepHeader) -> dict[str, _Figure]:
         "failed, stopped early": _Figure(f"{view.state.failed}, {view.state.pruned}"),
         "dense score": _Figure(_score(header, header.dense.score)),
         "points on the front": _Figure(str(len(view.points))),
-        "hypervolume": _Figure(f"{volume:.4g} ({', '.join(name for name, _ in axes)})", volume),
+        "hypervolume": _Figure(f"{volume:.4g} ({axes})", volume),
         "best score": _scored(header, best.record.score if best else None),
         "recommended": _Figure(f"#{view.recommended.record.number}" if view.recommended else NOTHING),
     }
@@ -215,7 +215,7 @@ def _scored(header: SweepHeader, value: float | None) -> _Figure:
 def _choices(header: SweepHeader, record: TrialRecord) -> dict[str, str]:
     """Return what a plan makes of each layer, in the order of the network, with room for line breaks."""
     known = {str(row.get("name")): "dense" for row in header.layers}
-    return known | {name: choice_text(choice).replace(",", ", ") for name, choice in record.plan.layers}
+    return known | {name: str(choice).replace(",", ", ") for name, choice in record.plan.layers}
 
 
 def _settings(header: SweepHeader) -> dict[str, str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import flask
 from dash import Dash, Input, Output, State, dcc, html
 from dash.exceptions import PreventUpdate
 
@@ -33,16 +32,7 @@ def clock() -> Part:
 
 
 def register(app: Dash, sources: Sources) -> None:
-    """Connect the controls of an export and the address of its file."""
-
-    @app.server.route("/archive/<token>")
-    def archive(token: str) -> flask.Response:
-        path = sources.exports.archive(token)
-        if path is None:
-            flask.abort(404)
-        response = flask.send_file(path, as_attachment=True, download_name=path.name, mimetype="application/zip")
-        response.headers["X-Content-Type-Options"] = "nosniff"
-        return response
+    """Connect the controls of an export."""
 
     @app.callback(
         Output("exports", "data"),

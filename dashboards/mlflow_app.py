@@ -7,10 +7,12 @@ import os
 import threading
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from autorank.mlflow_ui import ARTIFACTS, sqlite_file
+from autorank.mlflow_ui import ARTIFACTS, first_opening, is_server, sqlite_file
 from autorank.run_values import ROLE, SWEEP_ID, public, reason_of
 
 RETRY_SECONDS = 5.0
@@ -22,11 +24,6 @@ _SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
 }
-
-
-def is_server(uri: str) -> bool:
-    """Say whether `uri` is the address of an MLflow server, which nobody can take into this process."""
-    return uri.startswith(("http://", "https://"))
 
 
 def set_up(uri: str, hosts: Sequence[str] = ()) -> None:
@@ -49,19 +46,49 @@ def set_up(uri: str, hosts: Sequence[str] = ()) -> None:
             os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"] = (file.parent / ARTIFACTS).as_uri()
 
 
-def application(uri: str) -> Any:
-    """Return a FastAPI application with MLflow's checks of host and origin, and its pages unless a server has them."""
+def application(uri: str, ours: str) -> Any:
+    """Return a FastAPI application with MLflow's checks of host and origin, and its pages unless a server has them.
+
+    `ours` is the path under which requests are not for MLflow.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what MLflow's own imports will have to change some day
         from mlflow.server.fastapi_app import create_fastapi_app
         from mlflow.server.fastapi_security import init_fastapi_security
     if not is_server(uri):
-        return create_fastapi_app()
+        app = create_fastapi_app()
+        if (file := sqlite_file(uri)) is not None:
+            app.add_middleware(_FirstOpening, uri=uri, file=file, ours=ours)
+        return app
     from fastapi import FastAPI
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     init_fastapi_security(app)
     return app
+
+
+class _FirstOpening:
+    """Makes a database that is not there yet before the first request for MLflow, unless a sweep is just making it."""
+
+    def __init__(self, app: Any, uri: str, file: Path, ours: str) -> None:
+        self._app = app
+        self._uri = uri
+        self._file = file
+        self._ours = ours
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        from starlette.concurrency import run_in_threadpool
+
+        if scope["type"] == "http" and not scope["path"].startswith(self._ours) and not self._file.exists():
+            with suppress(Exception):  # MLflow answers the request with what is wrong
+                await run_in_threadpool(self._make)
+        await self._app(scope, receive, send)
+
+    def _make(self) -> None:
+        from mlflow import MlflowClient
+
+        with first_opening(self._file):
+            MlflowClient(self._uri).search_experiments(max_results=1)
 
 
 class Runs:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import os
 import signal
 import socket
@@ -18,7 +20,7 @@ from urllib.parse import urlsplit
 import uvicorn
 
 from autorank.errors import ConfigError
-from autorank.mlflow_ui import default_store
+from autorank.mlflow_ui import default_store, is_server
 from autorank.run_values import public
 
 from . import drawings, mlflow_app
@@ -61,21 +63,29 @@ def store_of(places: Sequence[Path]) -> str:
 def application(sources: Sources, uri: str) -> Any:
     """Return the whole as one ASGI application: the dashboard under `PREFIX`, MLflow under everything else."""
     from a2wsgi import WSGIMiddleware
-    from starlette.responses import RedirectResponse
+    from starlette.responses import FileResponse, PlainTextResponse, RedirectResponse, Response
     from starlette.routing import Mount, Route
 
     from .pages import make_dash
 
-    app = mlflow_app.application(uri)
+    app = mlflow_app.application(uri, PREFIX)
     dash = make_dash(sources, PREFIX)
     guard(dash)
 
     async def enter(request: Any) -> RedirectResponse:
         return RedirectResponse(PREFIX)
 
+    async def archive(request: Any) -> Response:
+        """Send the file of an export; not from a thread of Dash's server, which a slow download would hold for good."""
+        path = sources.exports.archive(request.path_params["token"])
+        if path is None:
+            return PlainTextResponse("there is no such file", 404)
+        return FileResponse(path, 200, {"X-Content-Type-Options": "nosniff"}, "application/zip", filename=path.name)
+
     pages: Any = WSGIMiddleware(dash.server)
-    routes = [Mount(PREFIX.rstrip("/"), pages), Route(PREFIX.rstrip("/"), enter)]
-    if mlflow_app.is_server(uri):
+    ours = PREFIX.rstrip("/")
+    routes = [Route(f"{ours}/archive/{{token}}", archive), Mount(ours, pages), Route(ours, enter)]
+    if is_server(uri):
         routes.append(Route("/", enter))
     app.router.routes[:0] = routes  # MLflow's own routes end in one that takes everything
     return app
@@ -195,6 +205,7 @@ def serve(
         stack.callback(drawings.aside.close)
         runs.start()
         address = f"http://{named}:{number}"
+        logging.getLogger("uvicorn.error").addFilter(_unless_cancelled)
         settings = uvicorn.Config(app, log_level="error", access_log=False, lifespan="on", timeout_graceful_shutdown=2)
         server = _Announcing(settings, lambda: _announce(address, uri, places, browse, say))
         # What ends it is sent again when all is closed; it must not keep the exports from being ended.
@@ -211,7 +222,7 @@ def _hosts(host: str, port: int) -> list[str]:
 
 def _announce(address: str, uri: str, places: Sequence[Path], browse: bool, say: Callable[[str], None]) -> None:
     say(f"dashboard: {address}{PREFIX}   (sweeps in {', '.join(map(str, places))})")
-    say(f"MLflow:    {public(uri) if mlflow_app.is_server(uri) else f'{address}/   ({public(uri)})'}")
+    say(f"MLflow:    {public(uri) if is_server(uri) else f'{address}/   ({public(uri)})'}")
     say("Ctrl-C ends both; sweeps go on.")
     if browse and _has_display():
         threading.Thread(target=webbrowser.open, args=[address + PREFIX], daemon=True).start()
@@ -221,6 +232,11 @@ def _has_display() -> bool:
     """Say whether a browser would open a window here, not a text browser in this terminal."""
     windows = sys.platform in ("win32", "darwin") or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY")))
     return windows and sys.stdout.isatty()
+
+
+def _unless_cancelled(record: logging.LogRecord) -> bool:
+    """Drop the report of an answer that was cut off because the server ends."""
+    return record.exc_info is None or record.exc_info[0] is not asyncio.CancelledError
 
 
 class _Announcing(uvicorn.Server):

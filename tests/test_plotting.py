@@ -11,11 +11,11 @@ import pytest
 
 from autorank import plotting
 from autorank.front import front_of
-from autorank.growth import growth
+from autorank.growth import growth, hypervolumes
 from autorank.importance import importance_of
 from autorank.layermap import PARAMS_LABEL, RANK_LABEL, layer_map
 from autorank.layerrows import layer_rows
-from autorank.scene import hypervolumes, scene
+from autorank.scene import scene
 from autorank.types import Choice, Plan
 from tests.sweep_samples import FULL_RANK, HOSTILE, header, points, records
 

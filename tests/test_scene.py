@@ -10,9 +10,8 @@ import pytest
 
 from autorank.captions import score_label
 from autorank.errors import ConfigError
-from autorank.front import front_of, hypervolume, knee, recommend, reference_point, values
-from autorank.scene import AXES, OKABE_ITO, hypervolumes, scene
-from autorank.types import Constraint
+from autorank.front import front_of, knee, recommend, values
+from autorank.scene import AXES, OKABE_ITO, scene
 from tests.sweep_samples import header, records
 
 PAIRS = [(x, y) for x in AXES for y in AXES if x != y]
@@ -94,33 +93,6 @@ def test_labels_stand_on_the_free_side(axes):
             place = shown.x.place(mark.x)
             assert (place if beyond < 0 else 1 - place) <= 0.25
     assert all(math.isfinite(v) for axis in (shown.x, shown.y) for v in (axis.low, axis.high))
-
-
-@pytest.mark.parametrize("mixed", [False, True], ids=["one-fidelity", "two-fidelities"])
-@pytest.mark.parametrize(
-    ("objectives", "constraints"),
-    [
-        (("score", "macs_kept"), ()),
-        (("score", "macs_kept"), (Constraint("macs_kept", "<=", 0.6),)),
-        (("score", "macs_kept", "latency_kept"), ()),
-    ],
-    ids=["two", "constrained", "three"],
-)
-def test_hypervolumes_equal_those_of_every_prefix(objectives, constraints, mixed):
-    head = header(objectives=objectives, constraints=constraints)
-    done = records(head, 40, seed=3, mixed_fidelity=mixed)
-    directions = [o.direction for o in head.objectives]
-    corner = reference_point(head.objectives, head.dense)
-    expected = [
-        hypervolume(
-            [values(r, head.objectives) for r in front_of(done[: i + 1], head.objectives, constraints)],
-            corner,
-            directions,
-        )
-        for i in range(len(done))
-    ]
-    assert hypervolumes(head, done) == pytest.approx(expected)
-    assert max(expected) > 0
 
 
 def test_scene_marks_what_front_says():

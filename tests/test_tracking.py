@@ -22,12 +22,12 @@ import pandas
 import pytest
 
 from autorank.front import front_of, recommend
+from autorank.growth import hypervolumes
 from autorank.mlflow_store import MlflowRuns
 from autorank.mlflow_ui import default_store, ui_command
 from autorank.run_inputs import datasets
 from autorank.run_sync import SweepRuns, Wanted
 from autorank.run_values import trial_name
-from autorank.scene import hypervolumes
 from autorank.tracking import Tracker
 from autorank.types import Choice, Plan
 from tests.sweep_samples import DENSE, HOSTILE, SECRET, header, points, records

@@ -59,6 +59,7 @@ def test_key_figures_of_sweeps_are_those_of_the_views(pair: list[SweepView]) -> 
     assert row(found, "best score").values == tuple(f"{score:.2f} %" for score in best)
     assert row(found, "best score").better == best.index(max(best))
     volumes = [float(text.split()[0]) for text in row(found, "hypervolume").values]
+    assert all(text.endswith("(accuracy × MACs kept)") for text in row(found, "hypervolume").values)
     assert row(found, "hypervolume").better == volumes.index(max(volumes))
     kept = [view.recommended.record.kept["macs_kept"] for view in (one, two) if view.recommended]
     assert row(found, "recommended: MACs kept").values == tuple(f"{value:.3f}" for value in kept)
@@ -115,7 +116,10 @@ def test_a_sweep_of_which_nothing_is_known_yet(tmp_path: Path) -> None:
 def test_points_list_the_layers_whose_choices_differ_in_the_order_of_the_network(tmp_path: Path) -> None:
     head = replace(sweep_header("one"), layers=tuple({"name": name} for name in ("stem", "b", "a", "head")))
     choices = {name: Choice("tucker2", (8, 4)) for name in ("stem", "b", "a")}
+    many = tuple(range(11, 41))  # in words longer than any column
+    choices["a"] = Choice("tensor_train", many)
     others = {**choices, "b": Choice("tucker2", (6, 4)), "head": Choice("channel_svd", (3,))}
+    others["a"] = Choice("tensor_train", (*many[:-1], 99))
     done = [replace(r, number=n, status="complete", layers=()) for n, r in enumerate(records(head, 2))]
     done = [replace(r, plan=Plan.of(c)) for r, c in zip(done, (choices, others), strict=True)]
     with Journal(tmp_path / "one") as journal:
@@ -127,9 +131,10 @@ def test_points_list_the_layers_whose_choices_differ_in_the_order_of_the_network
     assert found is not None
     assert [(r.name, r.values) for r in found.differences] == [
         ("b", ("tucker2(8×4)", "tucker2(6×4)")),
+        ("a", (str(choices["a"]), str(others["a"]))),
         ("head", ("dense", "channel_svd(3)")),
     ]
-    assert found.equal == 2
+    assert found.equal == 1
     assert found.names == ("#0", "#1")
 
 

@@ -389,13 +389,6 @@ def test_a_wrong_count_of_known_trials_breaks_nothing(sources: Sources, count: A
     assert drawings.front(view, Address(), False, known)["data"]
 
 
-@pytest.mark.parametrize("token", ["nothing", "..", "%2e%2e%2fjournal.jsonl", "../../etc/passwd"])
-def test_an_archive_is_had_by_its_token_alone(client: Any, token: str) -> None:
-    answer = client.get(f"/archive/{token}")
-    assert answer.status_code == 404 or answer.mimetype == "text/html"  # Dash gives its page for any other path
-    assert b"root:" not in answer.data
-
-
 def test_an_export_that_cannot_be_says_why(client: Any, sources: Sources) -> None:
     view = view_of(sources, "finished")
     search = {"url.search": at(sources, "finished", point=view.points[0].record.number).link()}

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import http.client
 import json
+import signal
 import socket
 import sqlite3
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -16,6 +18,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from autorank.dashboards.mlflow_app import Runs
+from autorank.mlflow_ui import first_opening
 from autorank.tracking import Tracker
 from tests.dashboards.samples import write_sweep
 
@@ -148,6 +151,15 @@ class TestStarting:
         served = serve("sweeps", directory=tmp_path)
         assert ask(served.mlflow, "/dashboard/")[0] == 200
         assert not (tmp_path / "sweeps").exists()  # looking makes nothing
+        file = tmp_path / "sweeps" / "mlflow.db"
+        with ThreadPoolExecutor(1) as asking:
+            with first_opening(file):  # a sweep makes the database just now
+                answer = asking.submit(ask, served.mlflow, "/ajax-api/2.0/mlflow/experiments/search?max_results=5")
+                time.sleep(1)
+                assert not file.exists()
+            status, _, text = answer.result()
+        assert status == 200
+        assert [found["name"] for found in json.loads(text)["experiments"]] == ["Default"]
         served.process.terminate()
         assert served.process.wait(30) == 0
         assert "Traceback" not in served.errors.read_text()
@@ -182,6 +194,38 @@ class TestStarting:
         served = serve("sweeps", directory=tmp_path)
         assert served.stop() == 0
         assert "Traceback" not in served.errors.read_text()
+
+
+STALLED = """
+import sys
+from pathlib import Path
+from autorank.dashboards import jobs, server
+jobs.Exports.archive = lambda self, token: Path(sys.argv[1])
+server.serve([Path(sys.argv[2])], port=0, browse=False)
+"""
+
+
+def test_a_download_that_stands_still_does_not_hold_up_ctrl_c(tmp_path):
+    large = tmp_path / "large.zip"
+    with large.open("wb") as file:
+        file.truncate(100_000_000)  # more than the sockets take
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-c", STALLED, str(large), str(tmp_path / "sweeps")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        address = urlsplit(process.stdout.readline().split()[1])
+        with socket.create_connection((address.hostname, address.port)) as download:
+            download.sendall(f"GET /dashboard/archive/x HTTP/1.1\r\nHost: {address.netloc}\r\n\r\n".encode())
+            assert b"200 OK" in download.recv(1000)
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 0
+    assert "Traceback" not in errors
 
 
 def until(true, what: str) -> None:
