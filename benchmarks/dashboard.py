@@ -138,8 +138,8 @@ def gesture(page: Any, act: Callable[[], Any], name: str, argument: object = Non
     return until(page, name, argument) - page.evaluate("probe.pressed()") / 1e3
 
 
-def first_views(browser: Any, root: Path, report: Report, repeat: int, sweeps: int, trials: int) -> tuple[str, int]:
-    """Measure the start and the first looks; return the query of the large sweep's page and the port."""
+def first_views(browser: Any, root: Path, report: Report, restarts: int, sweeps: int, trials: int) -> tuple[str, int]:
+    """Measure starts of the server and first looks; return the query of the large sweep's page, and the port."""
     starts, query, port = [], "", free_port()
     found: dict[str, list[float]] = {
         f"{browsers}: {page}": []
@@ -154,7 +154,7 @@ def first_views(browser: Any, root: Path, report: Report, repeat: int, sweeps: i
             found[f"{browsers}: all marks of the large sweep"].append(view(page, address + query, "marks", trials))
 
     with fresh_page(browser) as known:
-        for number in range(2 * repeat + 1):
+        for number in range(restarts + 1):
             with served(root, port) as (address, _, start):
                 if number == 0:
                     view(known, address, "read", sweeps)
@@ -173,7 +173,8 @@ def first_views(browser: Any, root: Path, report: Report, repeat: int, sweeps: i
                     )
     report.times("from the command to the first answer", starts)
     for name, seconds in found.items():
-        report.times(f"first view, {name}", seconds, FIRST_VIEW_S)
+        if seconds:
+            report.times(f"first view, {name}", seconds, FIRST_VIEW_S)
     return query, port
 
 
@@ -196,9 +197,9 @@ def update(page: Any, growing: Any) -> tuple[float, float, float]:
     return own, page.evaluate("performance.timeOrigin") / 1e3 + drawn - begun, sent
 
 
-def updates(page: Any, growing: Any, report: Report, address: str, repeat: int) -> None:
-    """Measure updates of the large sweep's page with each of its tabs open, and of the list."""
-    for tab in ("ranks", "growth", "importance", "point"):
+def updates(page: Any, growing: Any, report: Report, address: str, repeat: int, tabs: Sequence[str]) -> None:
+    """Measure updates of the large sweep's page with each of the tabs open."""
+    for tab in tabs:
         chosen = f"&point={growing.records[0].number}" if tab == "point" else ""
         view(page, f"{address}&tab={tab}{chosen}", "marks", 1)
         page.wait_for_timeout(2500)
@@ -281,8 +282,10 @@ def main() -> None:
     parser.add_argument("--idle", type=float, default=60.0, help="seconds of watching an idle server")
     parser.add_argument("--only", default="first,updates,gestures,idle", help="parts to measure, with commas between")
     args = parser.parse_args()
-    sweeps, large, small = 50, 1000, 100
+    sweeps, large, small, restarts = 50, 1000, 100, 2 * args.repeat
+    tabs: tuple[str, ...] = ("ranks", "growth", "importance", "point")
     if args.quick:
+        restarts, tabs, args.only = 1, tabs[-2:], args.only.replace("gestures,", "")
         sweeps, large, small, args.repeat, args.idle = 10, 200, 20, 1, 4.0
     try:
         from playwright.sync_api import sync_playwright
@@ -301,12 +304,12 @@ def main() -> None:
         size = sum(path.stat().st_size for path in root.glob("sweeps/*/journal.jsonl")) / MEGABYTE
         print(f"{sweeps} sweeps of {small} trials, one of them of {large} with 20 layers: journals of {size:.1f} MB\n")
         browser = playwright.chromium.launch(executable_path=chromium, args=list(FLAGS))
-        query, port = first_views(browser, root, report, args.repeat if "first" in wanted else 1, sweeps, marks)
+        query, port = first_views(browser, root, report, restarts if "first" in wanted else 1, sweeps, marks)
         with served(root, port) as (address, process, _), fresh_page(browser) as page:
             view(page, address, "read", sweeps)
             if "updates" in wanted:
                 list_updates(page, growing, report, address, args.repeat)
-                updates(page, growing, report, address + query, args.repeat)
+                updates(page, growing, report, address + query, args.repeat, tabs)
             if "gestures" in wanted:
                 gestures(page, report, address + query, args.repeat, marks)
             if "idle" in wanted:
