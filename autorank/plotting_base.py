@@ -32,11 +32,17 @@ def joined(lines: Sequence[str]) -> str:
     return "<br>".join(escaped(line) for line in lines)
 
 
-def axis(label: str, low: float | None = None, high: float | None = None, **more: Any) -> dict[str, Any]:
-    """Return an axis from `low` to `high` (without them plotly finds the range); `more` are plotly's own attributes."""
+def axis(
+    label: str, low: float | None = None, high: float | None = None, note: str = "", **more: Any
+) -> dict[str, Any]:
+    """Return an axis from `low` to `high` (without them plotly finds the range).
+
+    `note` is a remark in a line of its own below the label; `more` are plotly's own attributes.
+    """
+    below = f'<br><span style="font-size:12px">{escaped(note)}</span>' if note else ""
     ends = {} if low is None or high is None else {"range": [low, high]}
     return {
-        "title": {"text": escaped(label), "standoff": 12},
+        "title": {"text": escaped(label) + below, "standoff": 12},
         **ends,
         "zeroline": False,
         "showline": True,
@@ -66,22 +72,6 @@ def figure_of(traces: Sequence[dict[str, Any]], title: str, subtitle: str, **lay
             "margin": {"l": 70, "r": 20, "t": 84, "b": 86},
             **layout,
         },
-    }
-
-
-def note(text: str) -> dict[str, Any]:
-    """Return the annotation of a remark below the figure."""
-    return {
-        "text": escaped(text),
-        "xref": "paper",
-        "yref": "paper",
-        "x": 1,
-        "y": 0,
-        "yshift": -58,
-        "xanchor": "right",
-        "yanchor": "top",
-        "showarrow": False,
-        "font": {"size": 12},
     }
 
 

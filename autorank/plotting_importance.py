@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from autorank.importance import Importance
-from autorank.plotting_base import INK, Figure, axis, emptiness, escaped, figure_of, note
+from autorank.plotting_base import INK, Figure, axis, emptiness, escaped, figure_of
 from autorank.scene import GREY, OKABE_ITO
 
 
@@ -48,7 +50,7 @@ def importance_figure(found: Importance) -> Figure:
         "y": [y for row in rows for y in (row, row, None)],
         "line": {"width": 1.5, "color": GREY},
     }
-    places = {"tickmode": "array", "tickvals": rows, "ticktext": names}
+    places: dict[str, Any] = {"tickmode": "array", "tickvals": rows, "ticktext": names}
     top = max(layer.ends[1] for layer in found.shown)
     return figure_of(
         [*bars, whiskers],
@@ -56,8 +58,7 @@ def importance_figure(found: Importance) -> Figure:
         found.subtitle,
         barmode="stack",
         bargap=0.35,
-        xaxis=axis("share of what the choices explain", 0, top * 1.04),
+        xaxis=axis("share of what the choices explain", 0, top * 1.04, found.note),
         yaxis=axis("layer", len(rows) - 0.4, -0.6, showgrid=False, **places),
-        annotations=[note(found.note)],
         legend={"x": 1, "xanchor": "right", "y": 0.02, "yanchor": "bottom", "bgcolor": "rgba(0,0,0,0)"},
     )

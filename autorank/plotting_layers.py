@@ -8,7 +8,7 @@ from typing import Any
 
 from autorank.captions import clean, plan_text, unit_of, value_name
 from autorank.layermap import layer_map
-from autorank.plotting_base import Figure, axis, emptiness, escaped, figure_of, joined, note
+from autorank.plotting_base import Figure, axis, emptiness, escaped, figure_of, joined
 from autorank.scene import OKABE_ITO
 from autorank.types import FrontPoint, SweepHeader, TrialRecord
 
@@ -41,14 +41,14 @@ def rank_map_figure(header: SweepHeader, front: Sequence[TrialRecord | FrontPoin
         "ygap": 1,
         "colorbar": {"title": {"text": escaped(shown.label), "side": "right"}, "thickness": 14, "outlinewidth": 0},
     }
-    annotations = [note(shown.note)] if shown.note else []
     empty = [] if shown.numbers else [emptiness("no point on the front yet")]
     rows = len(shown.layers)
-    places = {"tickmode": "array", "tickvals": list(range(rows)), "ticktext": [escaped(name) for name in shown.layers]}
+    named = [escaped(name) for name in shown.layers]
+    places: dict[str, Any] = {"tickmode": "array", "tickvals": list(range(rows)), "ticktext": named}
     layout: dict[str, Any] = {
-        "xaxis": axis("trial, cheapest first", type="category", showgrid=False),
+        "xaxis": axis("trial, cheapest first", note=shown.note, type="category", showgrid=False),
         "yaxis": axis("layer, in the order of the network", rows - 0.5, -0.5, showgrid=False, **places),
-        "annotations": annotations + empty,
+        "annotations": empty,
     }
     if rows > 24:
         layout["height"] = 190 + 18 * rows
@@ -72,7 +72,8 @@ def curve_figure(header: SweepHeader, records: Sequence[TrialRecord]) -> Figure:
         }
         for i, record in enumerate(drawn)
     ]
-    without = len(records) - len(drawn)
+    note = f"{len(records) - len(drawn)} without a fine-tune" if 0 < len(drawn) < len(records) else ""
+    last = max([step for r in drawn for step, _ in r.curve], default=1) * 1.02 or 1
     subtitle = clean(header.sweep_id, 60)
     if len(records) == 1:
         subtitle = " · ".join((f"trial {records[0].number}", *_scores(header, records[0])))
@@ -80,14 +81,10 @@ def curve_figure(header: SweepHeader, records: Sequence[TrialRecord]) -> Figure:
         traces,
         "fine-tune loss",
         subtitle,
-        xaxis=axis("fine-tune step", 0, max([step for r in drawn for step, _ in r.curve], default=1) * 1.02 or 1),
+        xaxis=axis("fine-tune step", 0, last, note),
         yaxis=axis("fine-tune loss", rangemode="tozero"),
         showlegend=len(drawn) > 1,
-        annotations=[note(f"{without} without a fine-tune")]
-        if drawn and without
-        else []
-        if drawn
-        else [emptiness("no fine-tune ran")],
+        annotations=[] if drawn else [emptiness("no fine-tune ran")],
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Sequence
 from typing import Any
 
-from autorank.plotting_base import INK, Figure, axis, escaped, figure_of, joined, note
+from autorank.plotting_base import INK, Figure, axis, escaped, figure_of, joined
 from autorank.scene import GREY, Kind, Mark, Scene
 
 _SYMBOLS: dict[Kind, str] = {"full": "circle", "partial": "square-open", "pruned": "x-thin-open"}
@@ -157,13 +157,11 @@ def pareto_figure(scene: Scene, told: Container[int] = ()) -> Figure:
     """
     labels = [_label(mark, text, *scene.free_side(mark)) for mark, text in scene.labels]
     notes = [text for text in (f"marker area: {scene.third}" if scene.third else "", scene.note) if text]
-    if notes:
-        labels.append(note(" · ".join(notes)))
     return figure_of(
         [*_trial_traces(scene, told), *_marking_traces(scene)],
         scene.title,
         scene.subtitle,
-        xaxis=axis(scene.x.label, scene.x.low, scene.x.high),
+        xaxis=axis(scene.x.label, scene.x.low, scene.x.high, " · ".join(notes)),
         yaxis=axis(scene.y.label, scene.y.low, scene.y.high),
         annotations=labels,
         # The first legend grows downwards, the second upwards, so that they meet only when there are very many formats.

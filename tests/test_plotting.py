@@ -190,7 +190,7 @@ def test_curves_are_those_of_the_records():
     figure = plotting.curve_figure(head, done)
     assert [list(zip(t["x"], t["y"], strict=True)) for t in figure["data"]] == [list(r.curve) for r in tuned]
     assert len({(t["line"]["color"], t["line"]["dash"]) for t in figure["data"]}) == len(tuned)
-    assert f"{len(done) - len(tuned)} without a fine-tune" in figure["layout"]["annotations"][0]["text"]
+    assert f"{len(done) - len(tuned)} without a fine-tune" in figure["layout"]["xaxis"]["title"]["text"]
     alone = plotting.curve_figure(head, tuned[:1])["layout"]["title"]["subtitle"]["text"]
     assert all(f"{score:.4g}" in alone for score in (tuned[0].score_before, tuned[0].score_bn, tuned[0].score))
     none = plotting.curve_figure(head, [r for r in done if not r.curve])

@@ -107,8 +107,8 @@ def wait_for_query(page: Any, **values: object) -> None:
 
 def wait_for_axes(page: Any, across: str, up: str, figure: str = "front") -> None:
     """Wait until this is written at the axes."""
-    title = "document.querySelector(`#${arg[0]} .g-%stitle text`)?.textContent"
-    wait(page, f"{title % 'x'} === arg[1] && {title % 'y'} === arg[2]", [figure, across, up])
+    title = "(document.querySelector(`#${arg[0]} .g-%stitle text`)?.textContent || '')"
+    wait(page, f"{title % 'x'}.startsWith(arg[1]) && {title % 'y'} === arg[2]", [figure, across, up])
 
 
 @contextlib.contextmanager
