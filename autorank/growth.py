@@ -1,14 +1,15 @@
-"""How the hypervolume of a sweep grows, against trials and against time."""
+"""How the front of a sweep and its hypervolume grow, against trials and against time."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from autorank.captions import clean, plan_text, value_name
 from autorank.front import eligible, front_of, hypervolume, point_dominates, reference_point, values
-from autorank.types import Fidelity, SweepHeader, TrialRecord
+from autorank.pareto import Values
+from autorank.types import Constraint, Fidelity, Objective, SweepHeader, TrialRecord
 
 _UNITS = (("seconds", 1.0, 120.0), ("minutes", 60.0, 120 * 60.0), ("hours", 3600.0, 72 * 3600.0))
 
@@ -44,30 +45,59 @@ class Growth:
         return ("finished trials", trials), (f"time since the sweep began ({self.unit})", self.times)
 
 
-def hypervolumes(header: SweepHeader, records: Sequence[TrialRecord]) -> tuple[float, ...]:
-    """Return the hypervolume of the front after each record, in the order given.
+class GrowingFront:
+    """The front of a sweep, brought up to date record by record: what is once beaten stays beaten.
 
-    Equal to the hypervolume of `front_of` over every prefix, but one pass: what is once beaten stays beaten.
+    Its `members` are always those of `front_of` over all records so far.
+
+    Parameters
+    ----------
+    objectives : sequence of Objective
+    constraints : sequence of Constraint
+    records : iterable of TrialRecord
+        To begin with.
     """
+
+    def __init__(
+        self,
+        objectives: Sequence[Objective],
+        constraints: Sequence[Constraint] = (),
+        records: Iterable[TrialRecord] = (),
+    ) -> None:
+        self._objectives = tuple(objectives)
+        self._constraints = tuple(constraints)
+        self._directions = [o.direction for o in objectives]
+        self._fidelity: Fidelity | None = None
+        self._points: list[Values] = []
+        self.members: tuple[TrialRecord, ...] = ()
+        for record in records:
+            self.add(record)
+
+    def add(self, record: TrialRecord) -> bool:
+        """Take one more record; return whether the front is another one now."""
+        before = self.members
+        if record.status != "complete" or record.probe:
+            return False
+        if self._fidelity is None or record.fidelity > self._fidelity:
+            self._fidelity, self.members, self._points = record.fidelity, (), []
+        if eligible([record], self._constraints, self._fidelity):
+            point = values(record, self._objectives)
+            if not any(point_dominates(other, point, self._directions) for other in self._points):
+                together = [*self.members, record]
+                self.members = front_of(together, self._objectives, self._constraints, self._fidelity)
+                self._points = [values(member, self._objectives) for member in self.members]
+        return self.members != before
+
+
+def hypervolumes(header: SweepHeader, records: Sequence[TrialRecord]) -> tuple[float, ...]:
+    """Return the hypervolume of the front after each record, in the order given."""
     directions = [o.direction for o in header.objectives]
     corner = reference_point(header.objectives, header.dense)
-    front: tuple[TrialRecord, ...] = ()
-    highest: Fidelity | None = None
+    front = GrowingFront(header.objectives, header.constraints)
     volume, volumes = 0.0, []
-
-    def beaten(record: TrialRecord) -> bool:
-        point = values(record, header.objectives)
-        return any(point_dominates(values(other, header.objectives), point, directions) for other in front)
-
     for record in records:
-        if record.status == "complete":
-            if highest is None or record.fidelity > highest:
-                highest, front, volume = record.fidelity, (), 0.0
-            if eligible([record], header.constraints, highest) and not beaten(record):
-                grown = front_of([*front, record], header.objectives, header.constraints, highest)
-                if grown != front:
-                    front = grown
-                    volume = hypervolume([values(r, header.objectives) for r in front], corner, directions)
+        if front.add(record):
+            volume = hypervolume([values(r, header.objectives) for r in front.members], corner, directions)
         volumes.append(volume)
     return tuple(volumes)
 

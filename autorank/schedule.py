@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from autorank.errors import SweepError, TrialError
+from autorank.gate import Gate, Seen
 from autorank.strategies import WAIT, Strategy
 from autorank.types import (
-    Direction,
     Fidelity,
     Objective,
     Plan,
@@ -19,45 +19,6 @@ from autorank.types import (
     lineage_of,
     trial_key,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Gate:
-    """Rule that stops a hopeless trial before its fine-tune.
-
-    A trial is hopeless when at least `patience` earlier trials were, at the same cheap fidelity, better than it by
-    `margin` in score and at most as costly in every cost objective.
-
-    Attributes
-    ----------
-    seen : tuple of (score, costs)
-        Earlier trials at the cheap fidelity.
-    costs : tuple of str
-        Names of the cost objectives, in the order of the tuples in `seen`.
-    """
-
-    seen: tuple[tuple[float, tuple[float, ...]], ...] = ()
-    costs: tuple[str, ...] = ()
-    patience: int = 3
-    margin: float = 2.0
-    direction: Direction = "max"
-
-    def hopeless(self, score: float, kept: Mapping[str, float]) -> str:
-        """Return the reason to stop a trial with this cheap score and these costs, or an empty string."""
-        sign = 1.0 if self.direction == "max" else -1.0
-        mine = tuple(kept.get(name, float("inf")) for name in self.costs)
-        better = [
-            other
-            for other, costs in self.seen
-            if sign * (other - score) > self.margin and all(a <= b for a, b in zip(costs, mine, strict=True))
-        ]
-        if len(better) < self.patience:
-            return ""
-        best = max(better) if sign > 0 else min(better)
-        return (
-            f"stopped before the fine-tune: {len(better)} earlier trials that cost no more scored better "
-            f"at this point (up to {best:.2f} against {score:.2f})"
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,8 +149,11 @@ class Schedule:
         self._trials = trials
         self._fidelity = fidelity
         self._lookahead = max(1, lookahead)
-        self._objectives = objectives
-        self._patience, self._margin = gate_patience, gate_margin
+        costs = tuple(o.name for o in objectives if o.name != "score")
+        direction = next((o.direction for o in objectives if o.name == "score"), None)
+        self._seen: Seen | None = None
+        if gate_patience and costs and direction:
+            self._seen = Seen(costs, gate_patience, gate_margin, direction)
         self._proposals: list[Proposal] = []
         self._jobs: list[Job] = []
         self._number_of: dict[Proposal, int] = {}
@@ -288,7 +252,8 @@ class Schedule:
             parent = self._jobs[self._number_of[proposal.parent]]
         fidelity = proposal.fidelity or self._fidelity
         job = Job(number, proposal.plan, fidelity, None, parent, proposal.pull, proposal.probe, proposal.want)
-        return replace(job, gate=None if parent or proposal.pull or proposal.probe else self._gate(fidelity))
+        gated = self._seen is not None and fidelity.steps and not (parent or proposal.pull or proposal.probe)
+        return replace(job, gate=self._seen.gate()) if gated and self._seen is not None else job
 
     def _borrow(self, job: Job) -> TrialRecord | None:
         """Return another sweep's answer, journalled as this sweep's own; its weights can be made again."""
@@ -311,21 +276,8 @@ class Schedule:
 
     def _tell_until(self, number: int) -> None:
         while self._told < number:
-            self._strategy.tell(self._proposals[self._told], self._done[self._told])
+            record = self._done[self._told]
+            self._strategy.tell(self._proposals[self._told], record)
+            if self._seen is not None:
+                self._seen.add(record)
             self._told += 1
-
-    def _gate(self, fidelity: Fidelity) -> Gate | None:
-        costs = tuple(o.name for o in self._objectives if o.name != "score")
-        if not self._patience or not fidelity.steps or not costs:
-            return None
-        direction = next((o.direction for o in self._objectives if o.name == "score"), None)
-        if direction is None:
-            return None
-        told = [self._done[n] for n in range(self._told)]
-        seen = tuple(
-            (r.score_bn, tuple(r.kept.get(name, float("inf")) for name in costs))
-            for r in told
-            # What started from trained weights says nothing about those that do not.
-            if r.score_bn is not None and r.status in ("complete", "pruned") and not r.lineage
-        )
-        return Gate(seen, costs, self._patience, self._margin, direction)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import random
+from dataclasses import replace
+
 import pytest
 
 from autorank.front import front_of, hypervolume, reference_point, values
-from autorank.growth import hypervolumes
-from autorank.types import Constraint
+from autorank.growth import GrowingFront, hypervolumes
+from autorank.types import Constraint, Fidelity
 from tests.sweep_samples import header, records
 
 
@@ -35,3 +38,21 @@ def test_hypervolumes_equal_those_of_every_prefix(objectives, constraints, mixed
     ]
     assert hypervolumes(head, done) == pytest.approx(expected)
     assert max(expected) > 0
+
+
+@pytest.mark.parametrize("mixed", [False, True], ids=["one-fidelity", "two-fidelities"])
+@pytest.mark.parametrize("constraints", [(), (Constraint("macs_kept", "<=", 0.6),)], ids=["free", "constrained"])
+@pytest.mark.parametrize("order", ["by number", "as they finished"])
+def test_a_growing_front_is_the_front_of_all_so_far(mixed, constraints, order):
+    head = header()
+    done = list(records(head, 60, seed=5, mixed_fidelity=mixed))
+    done += [replace(r, number=r.number + 100) for r in done[:20]]  # the same values again
+    done += [replace(done[0], number=90, probe=True, fidelity=Fidelity(10**6, True))]
+    if order != "by number":
+        random.Random(1).shuffle(done)
+    growing = GrowingFront(head.objectives, constraints)
+    for i, record in enumerate(done, 1):
+        before = growing.members
+        assert growing.add(record) == (growing.members != before)
+        assert growing.members == front_of(done[:i], head.objectives, constraints)
+    assert GrowingFront(head.objectives, constraints, done).members == growing.members

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from autorank.errors import TrialError
-from autorank.schedule import Gate, Job, Schedule, job_of
+from autorank.schedule import Job, Schedule, job_of
 from autorank.strategies import WAIT
 from autorank.strategies.base import Strategy
 from autorank.types import Choice, Cost, Fidelity, Objective, Plan, Proposal, TrialRecord
@@ -105,28 +105,6 @@ def test_stop_hands_out_no_more_jobs() -> None:
     assert isinstance(schedule.next(), Job)
     schedule.stop()
     assert schedule.next() is None
-
-
-@pytest.mark.parametrize(
-    ("score", "macs", "stopped"),
-    [
-        (50.0, 0.9, True),
-        (50.0, 0.45, False),
-        (88.5, 0.9, False),
-        (float("-inf"), 0.5, True),
-    ],
-    ids=["beaten by three", "beaten by two only", "within the margin", "worst at equal cost"],
-)
-def test_gate_stops_what_enough_cheaper_trials_beat_clearly(score: float, macs: float, stopped: bool) -> None:
-    gate = Gate(((90.0, (0.3,)), (89.0, (0.4,)), (90.0, (0.5,))), ("macs_kept",), patience=3, margin=2.0)
-    reason = gate.hopeless(score, {"macs_kept": macs})
-    assert bool(reason) is stopped
-
-
-def test_gate_with_a_metric_where_less_is_better() -> None:
-    gate = Gate(((1.0, (0.3,)), (1.2, (0.4,))), ("macs_kept",), patience=2, margin=0.5, direction="min")
-    assert gate.hopeless(3.0, {"macs_kept": 0.4})
-    assert not gate.hopeless(1.5, {"macs_kept": 0.4})
 
 
 def test_the_gate_knows_only_trials_outside_the_lookahead_and_survives_json() -> None:
