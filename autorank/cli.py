@@ -46,10 +46,26 @@ DataArg = Annotated[
 Device = Annotated[str | None, typer.Option(help="auto (default), cpu, cuda or cuda:N.")]
 Trials = Annotated[int | None, typer.Option(min=1, help="How many plans to try (default 40).")]
 MaxTime = Annotated[str | None, typer.Option(help="Start no trial after this time: 90s, 30m, 1h30m.")]
-Workers = Annotated[int | None, typer.Option(min=1, help="Trials at a time (default: cores / threads).")]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Trials at a time (default: cores / threads; on a cluster what is free).")
+]
 Executor = Annotated[str | None, typer.Option(help="ray (default), or inline: one process, no Ray, no MLflow.")]
 TrackingUri = Annotated[str | None, typer.Option(help="MLflow server; default: mlflow.db beside the sweep directory.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on standard error.")]
+Address = Annotated[
+    str | None,
+    typer.Option(help="Ray cluster to join: auto or HOST:PORT (default local: a Ray of its own on this machine)."),
+]
+CpusPerTrial = Annotated[
+    float | None,
+    typer.Option("--cpus-per-trial", help="CPUs that Ray sets aside for a trial (default 1; 0.5 is allowed)."),
+]
+GpusPerTrial = Annotated[
+    float | None,
+    typer.Option(
+        "--gpus-per-trial", help="GPUs likewise (default 0; with --address and --device cuda 1; 0.5 is allowed)."
+    ),
+]
 
 
 @app.command()
@@ -102,6 +118,9 @@ def search(
     workers: Workers = None,
     tracking_uri: TrackingUri = None,
     max_drop: Annotated[
+    address: Address = None,
+    cpus_per_trial: CpusPerTrial = None,
+    gpus_per_trial: GpusPerTrial = None,
         float | None, typer.Option(help="Score that the recommended model may lose (default: 1 point of accuracy).")
     ] = None,
     quiet: Quiet = False,
@@ -113,29 +132,6 @@ def search(
     from autorank.config import read_config
     from autorank.sweep import search as run_search
 
-    flags: dict[str, Any] = {
-        "model": model,
-        "weights": weights,
-        "data": data,
-        "model_args": _pairs(model_arg, "--model-arg"),
-        "data_args": _pairs(data_arg, "--data-arg"),
-        "validation": _number(validation, "--validation"),
-        "space": space,
-        "strategy": _given(name=strategy, options=_pairs(option, "--option")),
-        "reuse": str(reuse) if reuse else None,
-        "trials": trials,
-        "max_time": max_time,
-        "objectives": objectives,
-        "constraints": constraint or None,
-        "seed": seed,
-        "device": device,
-        "sweep_dir": str(sweep_dir) if sweep_dir else None,
-        "executor": executor,
-        "workers": workers,
-        "tracking_uri": tracking_uri,
-        "max_drop": max_drop,
-        "recovery": _given(steps=steps, lr=lr),
-    }
     settings = read_config(config, flags)
     result = run_search(**settings.model_dump(), progress=not quiet)
     _print_result(result)
@@ -151,6 +147,9 @@ def resume(
     device: Device = None,
     tracking_uri: TrackingUri = None,
     quiet: Quiet = False,
+    address: Address = None,
+    cpus_per_trial: CpusPerTrial = None,
+    gpus_per_trial: GpusPerTrial = None,
 ) -> None:
     """Go on with a sweep after any stop; finished trials are never run again. More --trials extend it."""
     from autorank.sweep import resume as run_resume
@@ -165,6 +164,9 @@ def resume(
         device=device,
         tracking_uri=tracking_uri,
     )
+        address=address,
+        cpus_per_trial=cpus_per_trial,
+        gpus_per_trial=gpus_per_trial,
     _print_result(result)
 
 

@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from autorank.errors import ConfigError, did_you_mean
@@ -18,6 +18,12 @@ from autorank.yamlfile import explain, parse, read_text
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
+
+NO_CLIENT = (
+    "ray:// is not supported: Ray Tune would search inside the cluster, away from the sweep directory; make this "
+    "machine a node (ray start --address=HOST:PORT --num-cpus=0) and give HOST:PORT, or run the sweep in the cluster: "
+    "autorank submit"
+)
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -67,8 +73,11 @@ class SweepConfig(_Section):
     device: str = "auto"
     executor: Literal["ray", "inline"] = "ray"
     workers: int | None = Field(None, ge=1)
+    address: str | None = None
     threads: int = Field(1, ge=1)
     lookahead: int | None = Field(None, ge=1)
+    cpus_per_trial: float | None = Field(None, gt=0)
+    gpus_per_trial: float | None = Field(None, ge=0)
     sweep_dir: str | None = None
     tracking: bool = True
     tracking_uri: str | None = None
@@ -83,6 +92,48 @@ class SweepConfig(_Section):
 
     @field_validator("max_time", mode="before")
     @classmethod
+    @property
+    def cluster(self) -> str | None:
+        """Address of the Ray cluster that the sweep joins; None for a Ray of its own, or none at all."""
+        return None if self.executor == "inline" or self.address == "local" else self.address
+
+    @property
+    def cpus(self) -> float:
+        """CPUs that are set aside for a trial."""
+        return self.cpus_per_trial or float(self.threads)
+
+    def gpus(self, device: str) -> float:
+        """Return how many GPUs are set aside for a trial: on a cluster one where trials run on GPUs, else none."""
+        if self.gpus_per_trial is not None:
+            return self.gpus_per_trial
+        return float(self.cluster is not None and device.startswith("cuda"))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _threads(cls, data: Any) -> Any:
+        # Filled in once: threads shape the last digits of results, so a resumed sweep keeps them.
+        cpus = data.get("cpus_per_trial")
+        if data.get("threads") is None and isinstance(cpus, int | float) and 1 <= cpus < float("inf"):
+            return {**data, "threads": int(cpus)}
+        return data
+
+    @field_validator("address")
+    @classmethod
+    def _address(cls, value: str | None) -> str | None:
+        if value is not None and value.startswith("ray://"):
+            raise PydanticCustomError("address", "{why}", {"why": NO_CLIENT})
+        host, colon, port = (value or "auto").rpartition(":")
+        if value not in (None, "local", "auto") and not (host and colon and port.isdigit() and 0 < int(port) < 65536):
+            raise ValueError("local, auto, or host:port of a Ray cluster, such as 10.0.0.1:6379")
+        return value
+
+    @field_validator("gpus_per_trial")
+    @classmethod
+    def _whole_gpus(cls, value: float | None) -> float | None:
+        if value is not None and value > 1 and value != int(value):
+            raise ValueError("a fraction of one GPU, or a whole number of them")
+        return value
+
     def _duration(cls, value: object) -> object:
         return parse_duration(value) if isinstance(value, str) else value
 
@@ -189,13 +240,20 @@ def rooted(settings: Mapping[str, Any], root: Path) -> dict[str, Any]:
     data = dict(settings)
     for key in ("weights", "space"):
         value = data.get(key)
-        if isinstance(value, str) and (root / value).is_file():
+        if isinstance(value, str) and _is_there(root / value, Path.is_file):
             data[key] = str((root / value).resolve())
     if isinstance(data.get("reuse"), str):
         data["reuse"] = str((root / data["reuse"]).resolve())
     source = data.get("data")
     if isinstance(source, str):
         scheme, _, rest = source.partition(":")
-        if scheme in ("parquet", "imagefolder") and not Path(rest).is_absolute() and (root / rest).exists():
+        if scheme in ("parquet", "imagefolder") and not Path(rest).is_absolute() and _is_there(root / rest):
             data["data"] = f"{scheme}:{(root / rest).resolve()}"
     return data
+
+
+def _is_there(path: Path, look: Callable[[Path], bool] = Path.exists) -> bool:
+    try:
+        return look(path)
+    except (OSError, ValueError):  # a name that no file can have
+        return False

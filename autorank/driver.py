@@ -20,7 +20,8 @@ from autorank.errors import EmptyFrontError, SweepError
 from autorank.finish import measure_front
 from autorank.front import front_of
 from autorank.journal import Journal
-from autorank.prepare import Prepared, default_workers, prepare
+from autorank.prepare import Prepared, prepare
+from autorank.privacy import hidden
 from autorank.progress import Reporter
 from autorank.reuse import borrowed
 from autorank.scene import pick
@@ -60,7 +61,9 @@ class Driver:
         journal: Journal,
         header: SweepHeader | None,
     ) -> None:
+        workers: int = 1,
         self.task, self.config, self.directory = task, config, directory
+        self.workers = workers
         self.reporter, self.journal = reporter, journal
         self.resumed = header
         self.before = journal.contents()
@@ -172,9 +175,16 @@ class Driver:
         else:
             from autorank import orchestrate
 
-            workers = config.workers or default_workers(prepared.context.device, config.threads)
-            workers = min(workers, config.lookahead or workers)
-            orchestrate.run(schedule, prepared.context, self._on_record, self.stop, workers=workers)
+            orchestrate.run(
+                schedule,
+                prepared.context,
+                self._on_record,
+                self.stop,
+                workers=min(self.workers, config.lookahead or self.workers),
+                cpus=config.cpus,
+                gpus=config.gpus(prepared.context.device),
+                cluster=config.cluster is not None,
+            )
         if self.stop.reason:
             return self.stop.reason
         if schedule.exhausted:

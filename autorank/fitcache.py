@@ -39,10 +39,13 @@ class FitCache:
     ----------
     directory : Path or None
         Where the files are; created when the first fit is written. None keeps the fits in memory.
+    fetch : callable, optional
+        Brings a file from where the fits were made ahead, if it is there, to its place in `directory`.
     """
 
-    def __init__(self, directory: Path | None = None) -> None:
+    def __init__(self, directory: Path | None = None, fetch: Callable[[Path], object] | None = None) -> None:
         self.directory = directory
+        self._fetch = fetch or (lambda path: None)
         self._memory: dict[str, tuple[Factors, dict[str, Any]]] = {}
 
     def get_or_fit(
@@ -113,6 +116,7 @@ class FitCache:
         from safetensors import SafetensorError, safe_open
 
         path = self._path(self.directory, key)
+        self._fetch(path)
         try:
             with safe_open(str(path), framework="pt") as file:
                 metadata = file.metadata() or {}

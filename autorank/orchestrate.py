@@ -1,37 +1,24 @@
-"""Ray Tune runs the trials: the only file that imports ray."""
+"""Ray Tune runs the trials."""
 
 from __future__ import annotations
 
 import json
-import logging
-import os
+import math
 import shutil
-import signal
 import sys
-import threading
 from collections.abc import Callable
 from typing import Any
 
-from autorank.errors import SweepError, describe
+from autorank.cluster import quiet, signals_kept
+from autorank.errors import SweepError
+from autorank.remotefiles import TOKEN_FILE, serve, write_token
 from autorank.schedule import Job, Schedule
 from autorank.stopping import StopSignal
-from autorank.trial import TrialContext, TrialRunner, failed
+from autorank.tasks.memory import default_cache
+from autorank.trainable import trainable, versions_here
+from autorank.trial import TrialContext, failed
 from autorank.types import TrialRecord
 
-# Before the first import: ray reads these once.
-_QUIET = {
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_TRAIN_V2_ENABLED": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_AUTO_CALLBACK_SYNCER": "1",
-    # The driver handles Ctrl-C itself: finish and save on the first, stop on the second.
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    "TUNE_WARN_SLOW_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "1e9",
-    "TUNE_GLOBAL_CHECKPOINT_S": "1e9",
-}
 MAX_FAILURES = 2
 
 
@@ -42,6 +29,9 @@ def run(
     stop: StopSignal,
     *,
     workers: int,
+    cpus: float = 1.0,
+    gpus: float = 0.0,
+    cluster: bool = False,
 ) -> None:
     """Run the schedule's jobs on Ray Tune, `workers` at a time.
 
@@ -57,23 +47,36 @@ def run(
     stop : StopSignal
     workers : int
         Trials at a time.
+    cpus, gpus : float
+        What Ray sets aside for a trial. Without GPUs it hides none: trials share what PyTorch sees.
+    cluster : bool
+        Whether this process has joined a cluster (`autorank.cluster.joined`); else a Ray of its own is started.
     """
-    os.environ.update({key: os.environ.get(key, value) for key, value in _QUIET.items()})
+    quiet()
+    import cloudpickle  # type: ignore[import-untyped]
+    import numpy as np
     import ray
     from ray import tune
 
     scratch = context.directory / "ray"
-    in_main = threading.current_thread() is threading.main_thread()
-    on_term = signal.getsignal(signal.SIGTERM)
-    _start(ray, workers)
-    if in_main and on_term is not None:
-        signal.signal(signal.SIGTERM, on_term)  # ray.init puts its own there, which ends the driver at once
+    if not cluster:
+        _start(ray, math.ceil(workers * cpus), math.ceil(workers * gpus))
     try:
         searcher = _searcher(schedule, on_record, stop)
-        trainable = tune.with_parameters(_trainable(), context=context, paths=list(sys.path))
+        data = default_cache().absolute()
+        worker = tune.with_parameters(
+            trainable(),
+            # Bytes: a worker unpickles them when it has what they refer to, and can say so when it has not.
+            context=np.frombuffer(cloudpickle.dumps(context), np.uint8),
+            paths=tuple(sys.path),
+            versions=versions_here(),
+            sweep=str(context.directory),
+            data=str(data),
+            token=write_token(context.directory) if cluster else "",
+            server=serve(context.directory, data) if cluster else None,
+        )
         tuner = tune.Tuner(
-            # GPUs are not Ray's to hand out: it would hide them and renumber the rest; `workers` is the limit.
-            tune.with_resources(trainable, {"cpu": 1}),
+            tune.with_resources(worker, {"cpu": cpus, **({"gpu": gpus} if gpus else {})}),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
                 num_samples=-1,
@@ -86,32 +89,36 @@ def run(
                 storage_path=str(scratch.resolve()),
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
+                # By default one is written at a trial's end, into a directory that all nodes would have to share.
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             ),
         )
         tuner.fit()
         if searcher.failure is not None:
             raise searcher.failure
     finally:
-        ray.shutdown()
+        if not cluster:
+            ray.shutdown()
+        (context.directory / TOKEN_FILE).unlink(missing_ok=True)
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _start(ray: Any, workers: int) -> None:
+def _start(ray: Any, cpus: int, gpus: int) -> None:
     """Start a Ray of our own on this machine; a cluster that happens to run here is left alone."""
-    logging.getLogger("ray").setLevel(logging.ERROR)
     if ray.is_initialized():
         raise SweepError(
             "Ray already runs in this process; call ray.shutdown() before the search, or use executor='inline'"
         )
-    ray.init(
-        address="local",
-        num_cpus=workers,
-        num_gpus=0,
-        include_dashboard=False,
-        logging_level="ERROR",
-        log_to_driver=False,
-        configure_logging=False,
-    )
+    with signals_kept():
+        ray.init(
+            address="local",
+            num_cpus=cpus,
+            num_gpus=gpus,
+            include_dashboard=False,
+            logging_level="ERROR",
+            log_to_driver=False,
+            configure_logging=False,
+        )
 
 
 def _searcher(schedule: Schedule, on_record: Callable[[TrialRecord], None], stop: StopSignal) -> Any:
@@ -147,6 +154,12 @@ def _searcher(schedule: Schedule, on_record: Callable[[TrialRecord], None], stop
             job = self._jobs.pop(trial_id, None)
             if job is None:
                 return
+            if result is not None and "trouble" in result and not error:
+                self.failure = self.failure or SweepError(
+                    f"a worker cannot run the task; what finished is saved. On {result['trouble']}"
+                )
+                schedule.stop()
+                return
             if result is not None and "record" in result and not error:
                 record = TrialRecord.from_json(json.loads(result["record"]))
             else:
@@ -169,37 +182,3 @@ def _searcher(schedule: Schedule, on_record: Callable[[TrialRecord], None], stop
             """Restore nothing: a sweep is resumed by replaying its journal."""
 
     return ScheduleSearcher()
-
-
-def _trainable() -> type:
-    from ray import tune
-
-    class TrialTrainable(tune.Trainable):
-        """One worker: loads the model, the statistics and the data once, then runs one trial per step."""
-
-        def setup(self, config: dict[str, Any], **shared: Any) -> None:
-            sys.path.extend(path for path in shared["paths"] if path not in sys.path)
-            self._context = shared["context"]
-            self._runner: TrialRunner | None = None
-            self._job = Job.from_json(config["job"])
-
-        def reset_config(self, new_config: dict[str, Any]) -> bool:
-            self._job = Job.from_json(new_config["job"])
-            return True
-
-        def step(self) -> dict[str, Any]:
-            try:
-                self._runner = self._runner or TrialRunner(self._context)
-                record = self._runner.run(self._job)
-            except Exception as error:  # the worker cannot even load the task: say so, it would fail again
-                record = failed(self._job, f"a worker cannot load the task: {describe(error)}")
-            # One text: Tune flattens nested results on their way to the searcher.
-            return {"record": json.dumps(record.to_json()), "score": record.score or 0.0, "done": True}
-
-        def save_checkpoint(self, checkpoint_dir: str) -> None:
-            """Keep nothing: a trial is short, and its result is in its record."""
-
-        def load_checkpoint(self, checkpoint: object) -> None:
-            """Load nothing."""
-
-    return TrialTrainable

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import secrets
 import time
@@ -317,10 +318,11 @@ def _latencies(
         pairs.append((layer.spec, None))
         pairs.extend((layer.spec, candidate.choice) for candidate in layer.candidates)
     if path.is_file():
-        saved = json.loads(path.read_text())
-        known = {(name, Choice.from_json(choice) if choice else None): ms for name, choice, ms in saved["layers"]}
-        if all((spec.name, choice) in known for spec, choice in pairs):
-            return known, saved["dense_ms"]
+        saved = _saved_latencies(path)
+        if saved is None:
+            reporter.say(f"note: {path} is damaged: the layers are timed anew")
+        elif all((spec.name, choice) in saved[0] for spec, choice in pairs):
+            return saved
 
     def shown() -> Iterator[tuple[LayerSpec, Choice | None]]:
         for done, pair in enumerate(pairs):
@@ -339,6 +341,17 @@ def _latencies(
 
 
 def _key(task: Task, *more: object) -> str:
+def _saved_latencies(path: Path) -> tuple[Latencies, float] | None:
+    """Return what `_latencies` has kept, or None when that is damaged."""
+    try:
+        data = json.loads(path.read_text())
+        known = {(str(n), None if c is None else Choice.from_json(c)): float(ms) for n, c, ms in data["layers"]}
+        dense = float(data["dense_ms"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+        return None
+    return (known, dense) if all(0 < ms < math.inf for ms in (dense, *known.values())) else None
+
+
     """Return a name for what belongs to this model, these data and these settings only."""
     text = json.dumps([dict(task.fingerprint), torch.__version__, *map(str, more)], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -349,6 +362,12 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def default_workers(device: str, threads: int) -> int:
-    """Return how many trials to run at a time: the cores divided by a trial's threads, one on a GPU."""
-    return 1 if device.startswith("cuda") else max(1, available_cores() // threads)
+def default_workers(device: str, threads: int, gpus: float = 0.0) -> int:
+    """Return how many trials to run at a time on this machine.
+
+    The cores divided by a trial's threads; as many as its GPUs hold where each takes some; else one on a GPU.
+    """
+    by_cores = max(1, available_cores() // threads)
+    if gpus:
+        return max(1, min(by_cores, int(torch.cuda.device_count() / gpus + 1e-6)))
+    return 1 if device.startswith("cuda") else by_cores

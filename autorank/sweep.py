@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import secrets
@@ -12,7 +13,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autorank.config import SweepConfig, make_config, merged, rooted
+from autorank.cluster import check_address, code_directory, joined
+from autorank.config import SweepConfig, make_config, merged, rooted, whole
 from autorank.driver import Driver
 from autorank.errors import ConfigError, SweepError
 from autorank.front import Recommendation, front_of, recommended, select
@@ -215,6 +217,7 @@ def search(
         max_drop : score that the recommended point may lose;
         device : "auto", "cpu", "cuda"; executor : "ray" or "inline"; workers, threads : int;
         sweep_dir : path; tracking_uri, experiment : where MLflow's runs go; tracking : False for none.
+        address : "auto" or "host:port" of a Ray cluster to join; cpus_per_trial, gpus_per_trial : numbers or fractions;
         Without a task also model, weights, data, model_args, data_args and validation.
 
     Returns
@@ -246,7 +249,8 @@ def search(
         raise ConfigError(
             "tracking_uri has no effect with executor: inline, which writes no MLflow; give one of the two"
         )
-    config = _with_workers(config)
+    if config.executor == "inline" and config.address is not None:
+        raise ConfigError("address has no effect with executor: inline, which runs in one process; give one of the two")
     directory = new_directory(config)
     if (directory / FILE_NAME).exists() and read(directory).header is not None:
         raise SweepError(f"{directory} already holds a sweep; `autorank resume {directory}` goes on with it")
@@ -276,7 +280,8 @@ def resume(
         raise SweepError(f"{directory} was stopped before its search began; the same `autorank search` starts it again")
     if settings.get("trials") is not None and settings["trials"] < finished:
         raise ConfigError(f"trials: {settings['trials']} is fewer than the {finished} that the sweep has; give more")
-    free = {"trials", "max_time", "workers", "executor", "tracking", "tracking_uri", "max_drop", "device", "experiment"}
+    free = {"trials", "max_time", "executor", "tracking", "tracking_uri", "max_drop", "device", "experiment"}
+    free |= {"address", "workers", "cpus_per_trial", "gpus_per_trial"}
     wrong = {key for key, value in settings.items() if value is not None} - free
     if wrong:
         raise ConfigError(
@@ -291,9 +296,8 @@ def resume(
     return _run(task, config, directory, progress, header)
 
 
-def _with_workers(config: SweepConfig) -> SweepConfig:
+def _with_lookahead(config: SweepConfig, workers: int) -> SweepConfig:
     """Return the settings with the look-ahead filled in: at least 4, and enough for all workers."""
-    workers = config.workers or default_workers(resolve_device(config.device), config.threads)
     if config.lookahead is None:
         return config.model_copy(update={"lookahead": max(4, workers)})
     if config.workers is not None and config.workers > config.lookahead:
@@ -367,7 +371,24 @@ def _run(
         if isinstance(progress, bool):
             reporter = stack.enter_context(open_reporter(progress))
         else:
+        device = resolve_device(config.device)
+        if config.cluster not in (None, "auto"):
+            check_address(config.cluster)  # before anything that takes long
+        remember(config.model_dump())
+        if config.tracking and config.executor != "inline":
+            whole({"tracking_uri": config.tracking_uri})
             reporter = progress
+        if config.cluster is None:
+            workers = config.workers or default_workers(device, math.ceil(config.cpus), config.gpus(device))
+        else:
+            named = (None,) if given is not None else (config.model, config.data)
+            code = code_directory(named, header.started_in if header else "")
+            found = stack.enter_context(joined(config, device, code))
+            workers = config.workers or found.trials
+            if found.busy:
+                reporter.say(f"note: {found.busy}")
+        if header is None:
+            config = _with_lookahead(config, workers)
         given = task
         task = task or task_of(config, header.started_in if header else "")
         journal = stack.enter_context(Journal(directory))
@@ -376,7 +397,7 @@ def _run(
             if changed:
                 journal.write_settings(changed)
                 header = replace(header, config={**header.config, **changed})
-        outcome = Driver(task, config, directory, reporter, journal, header).run()
+        outcome = Driver(task, config, directory, reporter, journal, header, workers).run()
         return SearchResult(
             directory,
             outcome.header,

@@ -177,13 +177,14 @@ def _key(task: Task, recovery: Recovery, seed: int) -> str:
     return hashlib.sha256(canonical_json(what).encode()).hexdigest()
 
 
-def _note(path: Path) -> Path:
+def note_of(path: Path) -> Path:
+    """Return the file that says to what the outputs in `path` belong."""
     return path.with_suffix(".json")
 
 
 def _read(path: Path, key: str, fresh: Teacher) -> Teacher | None:
     try:
-        note = json.loads(_note(path).read_text())
+        note = json.loads(note_of(path).read_text())
         if note["key"] != key or note["sha256"] != _file_hash(path):
             return None
         rows = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -201,7 +202,7 @@ def _write(path: Path, key: str, rows: NDArray[np.float32], offsets: tuple[int, 
         note = {"key": key, "sha256": _file_hash(part), "offsets": offsets}
         (Path(directory) / "note.json").write_text(json.dumps(note))
         os.replace(part, path)
-        os.replace(Path(directory) / "note.json", _note(path))
+        os.replace(Path(directory) / "note.json", note_of(path))
 
 
 def _file_hash(path: Path) -> str:

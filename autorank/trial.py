@@ -17,7 +17,7 @@ from torch import nn
 from autorank import measure
 from autorank.clock import Clock, threads_fixed
 from autorank.copying import model_copy
-from autorank.errors import AutorankError, TrialError
+from autorank.errors import AutorankError, DataError, SweepError, TrialError
 from autorank.evaluate import evaluate
 from autorank.fitcache import FitCache
 from autorank.layout import canonical_weight
@@ -30,6 +30,7 @@ from autorank.solvers import whitening
 from autorank.solvers.vbmf import spectrum
 from autorank.space import predicted_latency
 from autorank.tasks import Task
+from autorank.teacher import note_of
 from autorank.trialfiles import carrier_file, load_weights, save_weights, weights_file
 from autorank.types import (
     Choice,
@@ -92,6 +93,10 @@ class TrialContext:
         """The fidelity of a trial that ran to its end."""
         return Fidelity(self.recovery.steps, self.recovery.batch_norm != "never")
 
+    def runner(self, fetch: Callable[[Path], object] | None = None) -> TrialRunner:
+        """Return what runs the trials in one process; `fetch` as for `TrialRunner`."""
+        return TrialRunner(self, fetch)
+
 
 class TrialRunner:
     """Runs trials in one process; what can be shared between them is loaded once.
@@ -99,25 +104,36 @@ class TrialRunner:
     Parameters
     ----------
     context : TrialContext
+    fetch : callable, optional
+        Brings a file of the sweep directory, if there is one, to its place on this machine; where that is another one.
     """
 
-    def __init__(self, context: TrialContext) -> None:
+    def __init__(self, context: TrialContext, fetch: Callable[[Path], object] | None = None) -> None:
         self.context = context
+        self._fetch = fetch or (lambda path: None)
         self._dense = context.task.model().to(context.device).eval()
-        self._cache = FitCache(context.directory / "cache" / "fits")
+        self._cache = FitCache(context.directory / "cache" / "fits", fetch)
         self._stats: dict[str, whitening.LayerStats] | None = None
         self._teacher: Teacher | None = None
 
     def run(self, job: Job) -> TrialRecord:
-        """Run one trial and return its record; whatever goes wrong inside becomes a failed record with the reason."""
+        """Run one trial and return its record; whatever goes wrong inside becomes a failed record with the reason.
+
+        Raises
+        ------
+        SweepError
+            Files of the sweep cannot be read or written: a trial must not count as failed for that.
+        """
         started = time.time()
         clock = Clock()
         with threads_fixed(self.context.threads):
             try:
                 record = self._run(job, clock)
+            except SweepError:
+                raise  # the sweep directory's trouble is not this trial's: it runs again once that is mended
             except AutorankError as error:
                 record = failed(job, str(error))
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 # The user's own code (loss, metric, forward) may raise anything; the sweep goes on and says where.
                 record = failed(job, f"{type(error).__name__} in {_place(error)}: {_one_line(error)}")
         return replace(
@@ -130,24 +146,24 @@ class TrialRunner:
 
     def model(self, job: Job) -> nn.Module:
         """Return the recovered model of a finished trial: from its saved weights, else by running it again."""
-        return self._saved(job, lambda: load_weights(self._dense, job.plan, weights_file(self.context.directory, job)))
+        return self._saved(job, job.plan, weights_file(self.context.directory, job))
 
-    def _saved(self, job: Job, load: Callable[[], nn.Module | None]) -> nn.Module:
-        """Return what `load` finds of a finished trial, for which the trial is run again if need be."""
-        model = load()
+    def _saved(self, job: Job, plan: Plan, path: Path) -> nn.Module:
+        """Return the model of a plan with the weights that a trial left, which is run again if they are gone."""
+        self._fetch(path)
+        model = load_weights(self._dense, plan, path)
         if model is None:
             again = self.run(replace(job, gate=None, probe=False))
             if again.status != "complete":
                 raise TrialError(f"trial {job.number} could not be run again: {again.reason}")
-            model = load()
+            model = load_weights(self._dense, plan, path)
         if model is None:
             raise TrialError(f"the weights of trial {job.number} could not be written below {self.context.directory}")
         return model
 
     def _carrier(self, job: Job) -> nn.Module:
         """Return the undecomposed network with the weights with which a pulled training ended."""
-        path = carrier_file(self.context.directory, job)
-        return self._saved(job, lambda: load_weights(self._dense, Plan(), path))
+        return self._saved(job, Plan(), carrier_file(self.context.directory, job))
 
     def _start(self, job: Job, clock: Clock) -> tuple[nn.Module, dict[str, nn.Module], tuple[tuple[int, float], ...]]:
         """Return the network that is decomposed, the layers that are so already, and the curve of a pulled training."""
@@ -266,7 +282,12 @@ class TrialRunner:
 
     def _statistics(self) -> dict[str, whitening.LayerStats] | None:
         if self._stats is None and self.context.stats_file is not None:
-            self._stats = whitening.load(self.context.stats_file)
+            self._fetch(self.context.stats_file)
+            try:
+                self._stats = whitening.load(self.context.stats_file)
+            except DataError as error:
+                again = f"`autorank resume {self.context.directory}` collects them again and goes on"
+                raise SweepError(f"{error}: {again}") from None
         return self._stats
 
     def _measure(
@@ -338,6 +359,9 @@ class TrialRunner:
     def _teach(self) -> Teacher:
         if self._teacher is None:
             context = self.context
+            if context.teacher_file is not None:
+                for file in (context.teacher_file, note_of(context.teacher_file)):
+                    self._fetch(file)
             self._teacher = Teacher.build(
                 context.task, context.recovery, context.seed, context.device, context.teacher_file
             )

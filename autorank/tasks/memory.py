@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autorank.errors import DataError
+from autorank.tasks.elsewhere import here
 from autorank.tasks.splits import Indices
 from autorank.types import canonical_json
 
@@ -123,8 +124,8 @@ def default_cache() -> Path:
 
 def _read(directory: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]] | None:
     try:
-        images = np.load(directory / "images.npy", mmap_mode="r", allow_pickle=False)
-        labels = np.load(directory / "labels.npy", allow_pickle=False)
+        images = np.load(here(directory / "images.npy"), mmap_mode="r", allow_pickle=False)
+        labels = np.load(here(directory / "labels.npy"), allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
     sound = images.dtype == np.uint8 and images.ndim == 4 and labels.dtype == np.int64

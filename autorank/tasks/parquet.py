@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autorank.errors import ConfigError, DataError, describe
+from autorank.tasks.elsewhere import here
 from autorank.tasks.encoded import EncodedImages
 from autorank.tasks.memory import default_cache
 from autorank.tasks.naming import LABEL_NAMES, SPLIT_KEYS, choose_column, encode_labels, split_of
@@ -100,7 +101,7 @@ class ParquetImages(EncodedImages):
         import pyarrow as pa
 
         key = hashlib.sha256(json.dumps(self._identity, sort_keys=True).encode()).hexdigest()[:32]
-        target = self.cache_dir / "arrow" / f"{key}.arrow"
+        target = here(self.cache_dir / "arrow" / f"{key}.arrow")
         try:
             if not target.exists():
                 target.parent.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autorank.errors import DataError, describe
+from autorank.tasks.elsewhere import here
 from autorank.tasks.hashing import hash_arrays
 from autorank.tasks.memory import default_cache
 
@@ -84,7 +85,7 @@ def _holds(path: Path, array: NDArray[Any]) -> bool:
 def _mapped(path: str) -> NDArray[Any]:
     try:
         # Copy on write: the pages are shared, and whoever writes into the array changes nobody else's.
-        return np.asarray(np.load(path, mmap_mode="c", allow_pickle=False))
+        return np.asarray(np.load(here(Path(path)), mmap_mode="c", allow_pickle=False))
     except (OSError, ValueError, EOFError) as error:
         raise DataError(
             f"the data of the task cannot be read from {path} ({describe(error)}); set $AUTORANK_CACHE to a directory "

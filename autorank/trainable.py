@@ -1,0 +1,168 @@
+"""The worker of a sweep on Ray: loads what all trials share once, then runs one trial after the other."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import socket
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from autorank.types import TrialRecord
+
+SAME = ("autorank", "torch")
+"""Packages whose versions must be those of the driver: they shape what a trial gives."""
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What travels to the workers once, through Ray's object store.
+
+    Attributes
+    ----------
+    context : array of uint8
+        The pickled `TrialContext`; unpickled only when its modules and files can be found.
+    versions : mapping
+        The driver's, of `SAME`.
+    sweep, data : str
+        Sweep directory and data cache of the driver.
+    token : str
+        By which the sweep directory is known.
+    server : actor handle or None
+        Of the driver's `FileServer`; None when all workers are on its machine.
+    """
+
+    context: NDArray[np.uint8]
+    versions: Mapping[str, str]
+    sweep: str
+    data: str
+    token: str = ""
+    server: Any = None
+
+
+def versions_here() -> dict[str, str]:
+    """Return the versions of `SAME` in this process."""
+    return {name: version(name) for name in SAME}
+
+
+class Worker:
+    """Runs trials in one process of a cluster.
+
+    Parameters
+    ----------
+    shared : Shared
+
+    Raises
+    ------
+    AutorankError
+        The versions differ.
+    Exception
+        Whatever the user's own code raises when it is imported or made.
+    """
+
+    def __init__(self, shared: Shared) -> None:
+        from autorank.errors import SweepError
+
+        for name, wanted in shared.versions.items():
+            if (found := versions_here()[name]) != wanted:
+                raise SweepError(f"{name} is {found} there and {wanted} where the sweep was started; install the same")
+        self._files: Any = None
+        self._afar = False
+        try:
+            self._load(shared)
+        except BaseException:
+            self.close()
+            raise
+
+    def _load(self, shared: Shared) -> None:
+        from autorank.remotefiles import NodeFiles, sees
+        from autorank.tasks.elsewhere import fetch_with
+
+        sweep, data = Path(shared.sweep), Path(shared.data)
+        if shared.server is not None:
+            self._afar = not sees(sweep, shared.token)
+            if self._afar or not data.is_dir():
+                self._files = NodeFiles(shared.server, shared.token, sweep, data)
+                fetch_with(self._files.fetch)
+        context = pickle.loads(shared.context.data)  # made by the driver of this very sweep, moved by Ray
+        if self._afar:
+            root = self._files.directory / "sweep"
+            moved = {
+                name: root / path.relative_to(sweep)
+                for name, path in (("stats_file", context.stats_file), ("teacher_file", context.teacher_file))
+                if path is not None
+            }
+            context = replace(context, directory=root, **moved)
+        self._context = context
+        self._runner = context.runner(self._files.fetch if self._afar else None)
+
+    def run(self, job: dict[str, Any]) -> TrialRecord:
+        """Run a trial; its weights are in the sweep directory when its record is returned."""
+        from autorank.schedule import Job
+        from autorank.trialfiles import carrier_file, weights_file
+
+        made = Job.from_json(job)
+        record = self._runner.run(made)
+        if self._afar:
+            for place in (weights_file, carrier_file):
+                if (path := place(self._context.directory, made)).is_file():
+                    self._files.send(path)
+        return record
+
+    def close(self) -> None:
+        """Leave nothing behind on the node."""
+        if self._files is not None:
+            self._files.close()
+
+
+def trainable() -> type:
+    """Return the class that Ray Tune runs; it imports nothing of autorank before it can say that it is missing."""
+    from ray import tune
+
+    class TrialTrainable(tune.Trainable):
+        """One worker."""
+
+        def setup(self, config: dict[str, Any], **given: Any) -> None:
+            self._given = given
+            self._worker: Any = None
+            self._job = config["job"]
+
+        def reset_config(self, new_config: dict[str, Any]) -> bool:
+            self._job = new_config["job"]
+            return True
+
+        def step(self) -> dict[str, Any]:
+            try:
+                if self._worker is None:
+                    paths = self._given.pop("paths", ())
+                    sys.path.extend(path for path in paths if path not in sys.path)
+                    from autorank.trainable import Shared, Worker
+
+                    self._worker = Worker(Shared(**self._given))
+                record = self._worker.run(self._job)
+            except Exception as error:
+                # Not the trial's fault, and the next one would end alike: the sweep says so and stops.
+                said = " ".join(f"{type(error).__name__}: {error}".split())[:600]
+                return {"trouble": f"{socket.gethostname()}: {said}", "score": 0.0, "done": True}
+            # One text: Tune flattens nested results on their way to the searcher.
+            return {"record": json.dumps(record.to_json()), "score": record.score or 0.0, "done": True}
+
+        def cleanup(self) -> None:
+            if self._worker is not None:
+                self._worker.close()
+
+        def save_checkpoint(self, checkpoint_dir: str) -> None:
+            """Keep nothing: a trial is short, and its result is in its record."""
+
+        def load_checkpoint(self, checkpoint: object) -> None:
+            """Load nothing."""
+
+    return TrialTrainable
