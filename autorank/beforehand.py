@@ -66,7 +66,8 @@ def informed(
     if "errors" in needs:
         path = directory / f"errors-{_name(space, stats_file, seed, sum(map(len, measured_on)))}.json"
         table = _read(path)
-        if table is None:
+        wanted = {(layer.spec.name, c.choice) for layer in space.layers for c in layer.candidates}
+        if table is None or not wanted <= table.keys():
             stats: Mapping[str, whitening.LayerStats] = whitening.load(stats_file) if stats_file else {}
             fits = directory / "cache" / "fits"
             table = errortable.candidate_errors(
@@ -95,7 +96,7 @@ def _divergence(task: Task, outputs: Any, dense: Any, _targets: Any) -> Tensor:
 def _read(path: Path) -> errortable.Table | None:
     try:
         return errortable.from_json(json.loads(path.read_text()))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None  # not there, or damaged: the fits are in the cache
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import nn
 
 from autorank.errors import ModelError, PlanError
 from autorank.plan import apply, check
+from autorank.planfile import plan_of, read_plan
 from autorank.profiling import profile
 from autorank.solvers import whitening
 from autorank.solvers.gradients import collect_gradients
@@ -104,21 +104,4 @@ def as_plan(plan: Plan | Mapping[str, Any] | str | Path) -> Plan:
     """Return a plan from itself, its JSON form, or a file; PlanError when it is none of them."""
     if isinstance(plan, Plan):
         return plan
-    where = "the plan"
-    if isinstance(plan, str | Path):
-        where = str(plan)
-        try:
-            plan = json.loads(Path(plan).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise PlanError(f"cannot read plan {where}: {error.strerror or error}") from None
-        except ValueError as error:
-            raise PlanError(f"{where} is not JSON: {error}") from None
-    if not isinstance(plan, Mapping):
-        raise PlanError(f"{where} is not a plan: it must be a mapping with the key layers")
-    try:
-        return Plan.from_json(plan)
-    except (KeyError, TypeError, ValueError) as error:
-        said = str(error.args[0]) if error.args else str(error)
-        if isinstance(error, KeyError) and "unknown" not in said:
-            said = f"it has no key {said!r}"
-        raise PlanError(f"{where} is not a plan: {said}") from None
+    return read_plan(Path(plan)) if isinstance(plan, str | Path) else plan_of(plan, "the plan")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
@@ -13,17 +13,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_core import PydanticCustomError
 
 from autorank.errors import ConfigError, did_you_mean
+from autorank.privacy import filled, lost
 from autorank.recover import Recovery
 from autorank.yamlfile import explain, parse, read_text
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-
 
 NO_CLIENT = (
     "ray:// is not supported: Ray Tune would search inside the cluster, away from the sweep directory; make this "
     "machine a node (ray start --address=HOST:PORT --num-cpus=0) and give HOST:PORT, or run the sweep in the cluster: "
     "autorank submit"
 )
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -72,12 +73,12 @@ class SweepConfig(_Section):
     seed: int = Field(0, ge=0, lt=2**32)
     device: str = "auto"
     executor: Literal["ray", "inline"] = "ray"
-    workers: int | None = Field(None, ge=1)
     address: str | None = None
-    threads: int = Field(1, ge=1)
-    lookahead: int | None = Field(None, ge=1)
+    workers: int | None = Field(None, ge=1)
     cpus_per_trial: float | None = Field(None, gt=0)
     gpus_per_trial: float | None = Field(None, ge=0)
+    threads: int = Field(1, ge=1)
+    lookahead: int | None = Field(None, ge=1)
     sweep_dir: str | None = None
     tracking: bool = True
     tracking_uri: str | None = None
@@ -90,8 +91,6 @@ class SweepConfig(_Section):
     predictions: Literal["curvature", "measured"] = "curvature"
     reuse: str | None = None
 
-    @field_validator("max_time", mode="before")
-    @classmethod
     @property
     def cluster(self) -> str | None:
         """Address of the Ray cluster that the sweep joins; None for a Ray of its own, or none at all."""
@@ -134,6 +133,8 @@ class SweepConfig(_Section):
             raise ValueError("a fraction of one GPU, or a whole number of them")
         return value
 
+    @field_validator("max_time", mode="before")
+    @classmethod
     def _duration(cls, value: object) -> object:
         return parse_duration(value) if isinstance(value, str) else value
 
@@ -147,7 +148,10 @@ class SweepConfig(_Section):
     @field_validator("weights", "data", "space", "sweep_dir", "reuse", mode="before")
     @classmethod
     def _path(cls, value: object) -> object:
-        return os.fspath(value) if isinstance(value, os.PathLike) else value
+        path = os.fspath(value) if isinstance(value, os.PathLike) else value
+        if isinstance(path, str) and (len(path) > 4000 or max(map(len, path.split("/"))) > 255):
+            raise ValueError("a path: it is too long for one")
+        return path
 
     @field_validator("recovery", mode="before")
     @classmethod
@@ -235,6 +239,25 @@ def make_config(data: Mapping[str, Any], where: str = "settings") -> SweepConfig
         raise ConfigError(f"{where}: {explain(error, SweepConfig)}") from None
 
 
+def whole(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings as they are used: with the values of the environment in the place of ``${NAME}``.
+
+    Raises
+    ------
+    ConfigError
+        A variable is not set, or a secret is missing because it was not kept with the sweep.
+    """
+    if gone := lost(settings):
+        raise ConfigError(
+            f"{gone} holds a secret, and secrets are not kept with a sweep: give it again, or start sweeps with "
+            "${NAME} in its place, which stands for the environment's variable NAME"
+        )
+    try:
+        return {key: filled(value) for key, value in settings.items()}
+    except KeyError as error:
+        raise ConfigError(f"the settings name ${{{error.args[0]}}}, which is not set in the environment") from None
+
+
 def rooted(settings: Mapping[str, Any], root: Path) -> dict[str, Any]:
     """Return the settings with paths that exist below `root` made absolute, so that they hold from any directory."""
     data = dict(settings)
@@ -243,7 +266,7 @@ def rooted(settings: Mapping[str, Any], root: Path) -> dict[str, Any]:
         if isinstance(value, str) and _is_there(root / value, Path.is_file):
             data[key] = str((root / value).resolve())
     if isinstance(data.get("reuse"), str):
-        data["reuse"] = str((root / data["reuse"]).resolve())
+        data["reuse"] = os.path.abspath(root / data["reuse"])
     source = data.get("data")
     if isinstance(source, str):
         scheme, _, rest = source.partition(":")

@@ -6,12 +6,16 @@ import difflib
 import re
 from collections.abc import Iterable
 
+from autorank.privacy import hidden
+
+_LONGEST = 1500
+
 
 class AutorankError(Exception):
-    """Base of all errors that are shown to the user as one line, without a traceback."""
+    """Base of all errors that are shown to the user as one line, without a traceback and without secrets."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
+        super().__init__(one_line(message, _LONGEST))
 
 
 class ModelError(AutorankError):
@@ -46,6 +50,10 @@ class SweepError(AutorankError):
     """A sweep directory is missing, unwritable, in use, or not a sweep."""
 
 
+class JobError(AutorankError):
+    """A cluster's job server cannot be reached, refuses, or has no such job."""
+
+
 class EmptyFrontError(AutorankError):
     """No point meets what was asked for; the message names the nearest one, and `nearest` is its trial's number."""
 
@@ -68,8 +76,16 @@ class TrialError(AutorankError):
 
 def describe(error: BaseException) -> str:
     """Return type and message of a foreign error in one line, short enough to stand in a message of ours."""
-    text = re.sub(r" ?<_io\.BytesIO[^>]*>", "", " ".join(str(error).split()))
-    return f"{type(error).__name__}: {text[:300]}{'…' if len(text) > 300 else ''}" if text else type(error).__name__
+    text = one_line(re.sub(r" ?<_io\.BytesIO[^>]*>", "", str(error)), 300)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def one_line(text: str, limit: int) -> str:
+    """Return a text on one line without secrets; what a terminal would act upon or cannot show is spelt out."""
+    line = hidden(" ".join(text[: 100 * limit].split()))
+    if not line.isprintable():
+        line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    return line if len(line) <= limit else line[:limit] + "…"
 
 
 def did_you_mean(word: str, allowed: Iterable[str]) -> str:

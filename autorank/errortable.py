@@ -26,6 +26,7 @@ from autorank.progress import Reporter, Silent
 from autorank.solvers.whitening import LayerStats
 from autorank.space import Candidate, LayerCandidates
 from autorank.types import Choice, Errors
+from autorank.types.decoding import decoded
 
 Table = dict[tuple[str, Choice], Errors]
 
@@ -236,8 +237,8 @@ def to_json(table: Mapping[tuple[str, Choice], Errors]) -> list[dict[str, Any]]:
 def from_json(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Rebuild a table from `to_json`; KeyError, TypeError or ValueError say what is wrong."""
     return {
-        (row["layer"], Choice.from_json(row["choice"])): Errors(
-            row["weight"], row["output"], row["loss"], row["sensitivity"]
+        (str(row["layer"]), Choice.from_json(row["choice"])): decoded(
+            Errors, {key: value for key, value in row.items() if key not in ("layer", "choice")}
         )
         for row in rows
     }

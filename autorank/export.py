@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from autorank.comparing import Check
 from autorank.errors import AutorankError, ExportError, ModelError, PlanError
 from autorank.exportdir import FILES, FORMATS, PLAN, REPORT, check_target, disk_errors, move, scratch_beside
 from autorank.exporter import Exporter
+from autorank.planfile import read_plan
 from autorank.tasks import Task
 from autorank.types import DenseFigures, FrontPoint, Plan, SweepHeader
 from autorank.weightfile import read_weights
@@ -147,16 +147,7 @@ def _read_plan(path: Path) -> Plan:
     """Return the plan in a file; PlanError, naming the file, when there is none."""
     if not path.is_file():
         raise PlanError(f"{path} does not exist: {path.parent} is not an exported directory")
-    try:
-        return Plan.from_json(json.loads(path.read_text(encoding="utf-8")))
-    except json.JSONDecodeError as error:
-        raise PlanError(f"{path} is not JSON: line {error.lineno}: {error.msg}") from None
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        said = error.args[0] if isinstance(error, KeyError) and error.args else error
-        said = f"{said!r} is missing" if said in ("layers", "format", "rank") else said
-        raise PlanError(f"{path} is not a plan: {said}") from None
-    except OSError as error:
-        raise PlanError(f"{path} cannot be read: {error.strerror}") from None
+    return read_plan(path)
 
 
 def _dense(model: nn.Module | Callable[[], nn.Module]) -> nn.Module:

@@ -185,7 +185,8 @@ class SweepState:
         if contents.header is None:
             return cls("preparing" if running else "stopped")
         trials = [record for record in contents.records if not record.probe]
-        total = max(int(contents.header.config.get("trials") or 0), len(trials))
+        asked = contents.header.config.get("trials")
+        total = max(asked if type(asked) is int else 0, len(trials))
         return cls(
             "running" if running else "ended" if contents.ended else "stopped",
             len(trials),

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from autorank.run_values import public
+from autorank.privacy import public
 
 DATABASE = "mlflow.db"
 ARTIFACTS = "mlartifacts"

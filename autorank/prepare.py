@@ -24,6 +24,7 @@ from autorank.errors import AutorankError, ConfigError, ModelError, SweepError, 
 from autorank.evaluate import evaluate
 from autorank.front import default_drop
 from autorank.objectives import parse_constraint, parse_objectives
+from autorank.privacy import to_keep
 from autorank.profiling import profile as profile_model
 from autorank.progress import Reporter
 from autorank.recover import Teacher
@@ -169,7 +170,7 @@ def prepare(
         sweep_id=f"{directory.resolve().name}-{secrets.token_hex(3)}",
         created=time.time(),
         config={
-            **config.model_dump(mode="json"),
+            **to_keep(config.model_dump(mode="json")),
             "space": file.model_dump(mode="json", exclude_none=True),
             "max_drop": default_drop(task.metric_name, dense.score) if config.max_drop is None else config.max_drop,
         },
@@ -340,7 +341,6 @@ def _latencies(
     return table, dense
 
 
-def _key(task: Task, *more: object) -> str:
 def _saved_latencies(path: Path) -> tuple[Latencies, float] | None:
     """Return what `_latencies` has kept, or None when that is damaged."""
     try:
@@ -352,6 +352,7 @@ def _saved_latencies(path: Path) -> tuple[Latencies, float] | None:
     return (known, dense) if all(0 < ms < math.inf for ms in (dense, *known.values())) else None
 
 
+def _key(task: Task, *more: object) -> str:
     """Return a name for what belongs to this model, these data and these settings only."""
     text = json.dumps([dict(task.fingerprint), torch.__version__, *map(str, more)], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

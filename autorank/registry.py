@@ -19,8 +19,9 @@ from autorank import artifacts
 from autorank.comparing import Candidate, compare
 from autorank.copying import model_copy
 from autorank.errors import ExportError
+from autorank.privacy import public
 from autorank.run_inputs import Package
-from autorank.run_values import public, short, trial_name
+from autorank.run_values import short, trial_name
 from autorank.tasks import Task
 from autorank.types import FrontPoint, SweepHeader
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from autorank.comparing import Check
-from autorank.run_values import public, without_secrets
+from autorank.privacy import public, without_secrets
 from autorank.types import DenseFigures, FrontPoint, SweepHeader
 
 _RATIOS = {"macs": "MACs", "params": "Parameters", "bytes": "Bytes of the parameters"}

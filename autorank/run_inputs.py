@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from autorank.captions import clean
-from autorank.run_values import key, public, short, without_secrets
+from autorank.privacy import public, without_secrets
+from autorank.run_values import key, short
 from autorank.types import SweepHeader
 
 CONTEXTS = {"train": "training", "validation": "validation", "test": "test"}

@@ -12,6 +12,7 @@ from typing import Any
 
 from autorank.captions import clean, plan_text
 from autorank.figures import layer_table
+from autorank.privacy import hidden, without_secrets
 from autorank.types import DenseFigures, FrontPoint, SweepHeader, TrialRecord
 
 SWEEP_ID = "autorank.sweep_id"
@@ -27,9 +28,6 @@ TABLES = "mlflow.loggedArtifacts"
 
 _NAME_LIMIT = 64  # MLflow's list shows about 20 characters until its column is drawn wider
 _VALUE_LIMIT = 500  # what every MLflow server takes as the value of a param
-_SECRET_KEY = re.compile(r"passw|token|secret|credential|api_?key", re.IGNORECASE)
-_USER_INFO = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^/\s'\"]*@")
-_SECRET_QUERY = re.compile(r"([?&;](?:password|passwd|pwd|token|secret|api_?key|sig)=)[^&\s'\"]+", re.IGNORECASE)
 _RUN_STATUS = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
 _NOTE = (
     "A sweep of autorank; each trial is a nested run. For the front in the list of runs search for "
@@ -70,20 +68,6 @@ class RunValues:
     tags: dict[str, str] = field(default_factory=dict)
     metrics: tuple[tuple[str, float, int], ...] = ()
     files: dict[str, str] = field(default_factory=dict)
-
-
-def public(text: str) -> str:
-    """Return `text` without the user names, passwords and tokens that addresses in it carry."""
-    return _SECRET_QUERY.sub(r"\1***", _USER_INFO.sub(r"\1", text))
-
-
-def without_secrets(value: Any) -> Any:
-    """Return a copy of nested settings in which no secret stands: by the name of its key, or inside an address."""
-    if isinstance(value, Mapping):
-        return {str(k): "***" if _SECRET_KEY.search(str(k)) and v else without_secrets(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_secrets(item) for item in value]
-    return public(value) if isinstance(value, str) else value
 
 
 def key(text: str) -> str:
@@ -223,7 +207,7 @@ def trial_values(record: TrialRecord, sweep_id: str, volume: float | None = None
     }
     tags |= {"probe": "yes"} if record.probe else {}
     tags |= {"starts_from": str(record.parent)} if record.parent is not None else {}
-    tags |= {"reason": short(public(record.reason))} if record.reason else {}
+    tags |= {"reason": short(hidden(record.reason))} if record.reason else {}
     tags |= {"worker": short(record.worker)} if record.worker else {}
     return RunValues(
         name=trial_name(record),
@@ -276,7 +260,7 @@ def point_values(point: FrontPoint, dense: DenseFigures | None) -> tuple[dict[st
 
 def reason_of(error: Exception) -> str:
     """Return an error of MLflow in a few words, without secrets."""
-    text = " ".join(public(str(error) or type(error).__name__).split())
+    text = " ".join(hidden(str(error) or type(error).__name__).split())
     for sign, words in (
         ("Connection refused", "connection refused"),
         ("timed out", "no answer in time"),

@@ -20,6 +20,7 @@ from autorank.errors import ConfigError, SweepError
 from autorank.front import Recommendation, front_of, recommended, select
 from autorank.journal import FILE_NAME, Journal, read
 from autorank.prepare import default_workers, prepare, resolve_device
+from autorank.privacy import remember, to_keep
 from autorank.progress import Reporter, Silent, open_reporter
 from autorank.schedule import job_of
 from autorank.tasks import Task, load_task
@@ -216,8 +217,8 @@ def search(
         reuse : directory of an earlier sweep whose trials are not run again;
         max_drop : score that the recommended point may lose;
         device : "auto", "cpu", "cuda"; executor : "ray" or "inline"; workers, threads : int;
-        sweep_dir : path; tracking_uri, experiment : where MLflow's runs go; tracking : False for none.
         address : "auto" or "host:port" of a Ray cluster to join; cpus_per_trial, gpus_per_trial : numbers or fractions;
+        sweep_dir : path; tracking_uri, experiment : where MLflow's runs go; tracking : False for none.
         Without a task also model, weights, data, model_args, data_args and validation.
 
     Returns
@@ -341,12 +342,9 @@ def task_of(config: SweepConfig, started_in: str = "") -> Task:
     if os.path.isdir(started_in) and any(name.startswith("python:") for name in (config.model, config.data)):
         extend_path(os.getcwd())
         extend_path(started_in)  # goes before it
+    named = {key: getattr(config, key) for key in ("model", "weights", "data", "model_args", "data_args")}
     return load_task(
-        model=config.model,
-        weights=config.weights,
-        data=config.data,
-        model_args=config.model_args,
-        data_args=config.data_args,
+        **whole(named),
         validation=config.validation if config.validation < 1 else round(config.validation),
         seed=config.seed,
     )
@@ -371,13 +369,15 @@ def _run(
         if isinstance(progress, bool):
             reporter = stack.enter_context(open_reporter(progress))
         else:
+            reporter = progress
+        given = task
         device = resolve_device(config.device)
         if config.cluster not in (None, "auto"):
             check_address(config.cluster)  # before anything that takes long
         remember(config.model_dump())
         if config.tracking and config.executor != "inline":
             whole({"tracking_uri": config.tracking_uri})
-            reporter = progress
+        task = task or task_of(config, header.started_in if header else "")
         if config.cluster is None:
             workers = config.workers or default_workers(device, math.ceil(config.cpus), config.gpus(device))
         else:
@@ -389,11 +389,10 @@ def _run(
                 reporter.say(f"note: {found.busy}")
         if header is None:
             config = _with_lookahead(config, workers)
-        given = task
-        task = task or task_of(config, header.started_in if header else "")
         journal = stack.enter_context(Journal(directory))
         if header is not None:
-            changed = {k: v for k, v in config.model_dump(mode="json").items() if header.config.get(k) != v}
+            kept = to_keep(config.model_dump(mode="json"))
+            changed = {k: v for k, v in kept.items() if header.config.get(k) != v}
             if changed:
                 journal.write_settings(changed)
                 header = replace(header, config={**header.config, **changed})

@@ -189,9 +189,12 @@ def _read(path: Path, key: str, fresh: Teacher) -> Teacher | None:
             return None
         rows = np.load(path, mmap_mode="r", allow_pickle=False)
         offsets = tuple(int(offset) for offset in note["offsets"])
-    except (OSError, ValueError, EOFError, KeyError, TypeError):
+        # np.load also opens an archive of arrays, whatever its name.
+        sound = isinstance(rows, np.ndarray) and rows.dtype == np.float32 and list(offsets) == sorted(offsets)
+    except (OSError, ValueError, EOFError, KeyError, TypeError, RecursionError):
         return None
-    return Teacher(fresh.seed, fresh.batch_size, rows, offsets, path) if offsets[-1] == len(rows) else None
+    whole = sound and offsets[:1] == (0,) and offsets[-1] == len(rows)
+    return Teacher(fresh.seed, fresh.batch_size, rows, offsets, path) if whole else None
 
 
 def _write(path: Path, key: str, rows: NDArray[np.float32], offsets: tuple[int, ...]) -> None:

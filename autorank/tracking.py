@@ -15,9 +15,10 @@ from pathlib import Path
 
 from autorank.mlflow_store import MlflowRuns, quiet_thread
 from autorank.mlflow_ui import default_store, ui_command
+from autorank.privacy import public
 from autorank.run_inputs import Example, Package
 from autorank.run_sync import SweepRuns, Wanted
-from autorank.run_values import public, reason_of
+from autorank.run_values import reason_of
 from autorank.types import DenseFigures, FrontPoint, SweepHeader, TrialRecord
 
 _log = logging.getLogger("autorank")

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from autorank.captions import COST_LABELS, clean, unit_of, value_name
 from autorank.front import hypervolume, reference_point, score_text, values
+from autorank.privacy import without_secrets
 from autorank.progress import duration
-from autorank.run_values import without_secrets
 from autorank.types import Direction, FrontPoint, SweepHeader, TrialRecord, tally
 
 from .library import SweepView

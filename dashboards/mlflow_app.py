@@ -13,7 +13,8 @@ from typing import Any
 from urllib.parse import quote
 
 from autorank.mlflow_ui import ARTIFACTS, first_opening, is_server, sqlite_file
-from autorank.run_values import ROLE, SWEEP_ID, public, reason_of
+from autorank.privacy import public
+from autorank.run_values import ROLE, SWEEP_ID, reason_of
 
 RETRY_SECONDS = 5.0
 """Pause between two looks into MLflow's store."""

@@ -21,7 +21,7 @@ import uvicorn
 
 from autorank.errors import ConfigError
 from autorank.mlflow_ui import default_store, is_server
-from autorank.run_values import public
+from autorank.privacy import public
 
 from . import drawings, mlflow_app
 from .jobs import Exports

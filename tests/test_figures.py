@@ -18,7 +18,7 @@ from plotly.offline import get_plotlyjs
 from autorank import figures
 from autorank.captions import counted, group_of, plan_text
 from autorank.front import front_of
-from autorank.run_values import public, without_secrets
+from autorank.privacy import public, without_secrets
 from autorank.scene import scene
 from autorank.types import Choice, Constraint, FrontPoint, Plan
 from tests.sweep_samples import HOSTILE, header, points, records

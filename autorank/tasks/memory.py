@@ -128,5 +128,7 @@ def _read(directory: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]] | None
         labels = np.load(here(directory / "labels.npy"), allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
+    if not isinstance(images, np.ndarray) or not isinstance(labels, np.ndarray):
+        return None  # np.load also opens an archive of arrays, whatever its name
     sound = images.dtype == np.uint8 and images.ndim == 4 and labels.dtype == np.int64
     return (images, labels) if sound and labels.shape == images.shape[:1] else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -63,8 +64,14 @@ class Choice:
         if not isinstance(rank, list | tuple) or not all(type(r) is int and r > 0 for r in rank):
             raise ValueError(f"rank must be a list of positive whole numbers, not {rank!r}")
         options = data.get("options", {})
-        if not isinstance(options, Mapping):
+        if type(options) is not dict and not isinstance(options, Mapping):
             raise TypeError(f"options must be a mapping, not {options!r}")
+        for key, value in options.items():
+            if not isinstance(value, (str, int, float)) or (type(value) is float and not math.isfinite(value)):
+                raise ValueError(f"option {key!r} must be a text, a finite number, true or false, not {value!r}")
+        for bits in ("weight_bits", "activation_bits"):
+            if data.get(bits) is not None and (type(data[bits]) is not int or not 1 <= data[bits] <= 64):
+                raise ValueError(f"{bits} must be a whole number from 1 to 64, not {data[bits]!r}")
         return cls(
             data["format"],
             tuple(rank),
@@ -124,6 +131,8 @@ class Plan:
         seed = data.get("seed", 0)
         if type(seed) is not int:
             raise TypeError(f"seed must be a whole number, not {seed!r}")
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"seed must be from 0 to 2³² − 1, not {seed}")
         choices: dict[str, Choice] = {}
         for name, choice in layers.items():
             if not isinstance(choice, Mapping):

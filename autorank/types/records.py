@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+from autorank.types.decoding import decoded, finite
 from autorank.types.layers import Cost, LeftAlone
 from autorank.types.plans import Choice, Fidelity, Plan, Want, trial_key
+
+LATEST = 253402300800.0
+"""The end of the year 9999 in Unix time, beyond which no date can be written."""
+_LINEAGE = re.compile("([0-9a-f]{12})?")
 
 Status = Literal["complete", "pruned", "failed"]
 Direction = Literal["max", "min"]
@@ -189,7 +195,7 @@ class TrialRecord:
         return self.kept.get(objective)
 
     def to_json(self) -> dict[str, Any]:
-        """Return a plain dictionary that `from_json` reads back to an equal record."""
+        """Return a plain dictionary that `from_json` reads back to an equal record; null for what is not finite."""
         data = asdict(self)
         data["plan"] = self.plan.to_json()
         data["plan_id"] = self.plan_id
@@ -197,33 +203,33 @@ class TrialRecord:
         data["kept"], data["seconds"] = dict(self.kept), dict(self.seconds)
         data["versions"] = dict(self.versions)
         data["measured"] = {name: list(values) for name, values in self.measured.items()}
-        return data
+        made: dict[str, Any] = finite(data)
+        return made
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> TrialRecord:
         """Rebuild a record; KeyError, TypeError or ValueError when the data is not a record."""
         data = dict(data)
-        data.pop("plan_id", None)
+        name = data.pop("plan_id", None)
         plan = Plan.from_json(data["plan"])
+        if name is not None and name != plan.plan_id:
+            raise ValueError(f"its plan is not plan {name!r}, as it says: one of the two was changed")
         written, choices = data["plan"]["layers"], plan.choices
-        data["plan"] = plan
-        data["fidelity"] = Fidelity(**data["fidelity"])
-        if data.get("target") is not None:
-            data["target"] = Fidelity(**data["target"])
-        if data.get("cost") is not None:
-            data["cost"] = Cost(**data["cost"])
 
-        def result(layer: Mapping[str, Any]) -> LayerResult:
-            name, choice = layer["name"], layer["choice"]
+        def result(layer: Any) -> LayerResult:
+            called, choice = layer["name"], layer["choice"]
             # Mostly the plan's own, which need not be read twice: thousands of trials are read while somebody waits.
-            known = choices[name] if choice == written.get(name) else Choice.from_json(choice)
-            full = layer.get("full_rank")
-            return LayerResult(**{**layer, "choice": known, "full_rank": None if full is None else tuple(full)})
+            known = choices[called] if choice == written.get(called) else Choice.from_json(choice)
+            made: LayerResult = decoded(LayerResult, layer, {"choice": known})
+            return made
 
-        data["layers"] = tuple(result(layer) for layer in data.get("layers", ()))
-        data["curve"] = tuple((int(step), float(loss)) for step, loss in data.get("curve", ()))
-        data["measured"] = {name: tuple(map(float, row)) for name, row in data.get("measured", {}).items()}
-        return cls(**data)
+        layers = data.get("layers", ())
+        if not isinstance(layers, list | tuple):
+            raise ValueError("layers is not a list")
+        record: TrialRecord = decoded(cls, data, {"plan": plan, "layers": tuple(map(result, layers))})
+        if record.number < 0 or not 0 <= record.started < LATEST or not _LINEAGE.fullmatch(record.lineage):
+            raise ValueError("its number, time or lineage is none")  # a lineage is part of a file's name
+        return record
 
 
 def tally(records: Collection[TrialRecord]) -> str:
@@ -260,6 +266,16 @@ class FrontPoint:
         """Return the measurements with the trial's number in place of its record."""
         data = {k: v for k, v in asdict(self).items() if k != "record"}
         return {"number": self.record.number, **data}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], records: Mapping[int, TrialRecord]) -> FrontPoint:
+        """Rebuild a point from `to_json` and the records by number; KeyError, TypeError or ValueError otherwise."""
+        data = dict(data)
+        number = data.pop("number")
+        if type(number) is not int or number not in records:
+            raise ValueError(f"a point of trial {number!r}, which is not there")
+        point: FrontPoint = decoded(cls, data, {"record": records[number]})
+        return point
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,10 +337,11 @@ class SweepHeader:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> SweepHeader:
         """Rebuild a header; KeyError, TypeError or ValueError when the data is not one."""
-        data = dict(data)
-        data["objectives"] = tuple(Objective(**o) for o in data["objectives"])
-        data["constraints"] = tuple(Constraint(**c) for c in data["constraints"])
-        data["dense"], data["dense_cost"] = Evaluation(**data["dense"]), Cost(**data["dense_cost"])
-        data["layers"] = tuple(data.get("layers", ()))
-        data["left_alone"] = tuple(LeftAlone(**item) for item in data.get("left_alone", ()))
-        return cls(**data)
+        header: SweepHeader = decoded(cls, data)
+        if not 0 <= header.created < LATEST:
+            raise ValueError(f"created: {header.created!r} is no time")
+        for row in header.layers:
+            shape = row.get("weight_shape", ())
+            if not isinstance(row.get("name"), str) or not isinstance(shape, list | tuple):
+                raise ValueError("layers: a layer has a name and a shape")
+        return header
