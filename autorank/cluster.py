@@ -32,7 +32,10 @@ QUIET = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_WARN_SLOW_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "1e9",
     "TUNE_GLOBAL_CHECKPOINT_S": "1e9",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
 }
+# For a driver that joins: a cluster that refuses it says so in seconds, without lines of Ray's own.
+BRIEF = {"RAY_NUM_REDIS_GET_RETRIES": "5", "RAY_BACKEND_LOG_LEVEL": "error"}
 # What every HTTP/2 server, and so every gRPC server, answers with a settings frame of its own.
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 SETTINGS_FRAME = 4
@@ -60,10 +63,11 @@ class Joined:
     busy: str = ""
 
 
-def quiet() -> None:
+def quiet(more: Mapping[str, str] | None = None) -> None:
     """Set what keeps Ray from printing and from catching signals; call it before the first import of ray."""
-    os.environ.update({key: os.environ.get(key, value) for key, value in QUIET.items()})
-    logging.getLogger("ray").setLevel(logging.ERROR)
+    for key, value in {**QUIET, **(more or {})}.items():
+        os.environ.setdefault(key, value)
+    logging.getLogger("ray").setLevel(logging.CRITICAL)  # what a user should know is said by ourselves, in one line
 
 
 def check_address(address: str) -> None:
@@ -105,7 +109,7 @@ def joined(config: SweepConfig, device: str, code: Path | None) -> Iterator[Join
         The address does not answer, versions differ, or no node can ever hold a trial.
     """
     assert config.cluster is not None
-    quiet()
+    quiet(BRIEF)
     _use_token()
     import ray
 
@@ -143,6 +147,7 @@ def _use_token() -> None:
 def _connect(ray: Any, address: str, environment: Mapping[str, Any]) -> None:
     if address != "auto":
         check_address(address)
+        _check_node(address)
     try:
         ray.init(
             address=address,
@@ -154,6 +159,23 @@ def _connect(ray: Any, address: str, environment: Mapping[str, Any]) -> None:
     except Exception as error:
         ray.shutdown()
         raise SweepError(f"the Ray cluster at {address} cannot be joined: {_why(error, address)}") from None
+
+
+def _check_node(address: str) -> None:
+    """Raise SweepError at once, not after Ray's minute of waiting, when no node of Ray runs on this machine."""
+    try:
+        from ray._private.services import find_node_ids
+    except ImportError:
+        return  # another version of Ray: it says so itself, later
+    if not find_node_ids():
+        raise SweepError(f"the Ray cluster at {address} cannot be joined: {_no_node(address)}")
+
+
+def _no_node(address: str) -> str:
+    return (
+        "this machine is not one of its nodes; make it one, with `ray start "
+        f"--address={address} --num-cpus=0`, or run the sweep in the cluster with `autorank submit`"
+    )
 
 
 def _why(error: BaseException, address: str) -> str:
@@ -174,11 +196,8 @@ def _why(error: BaseException, address: str) -> str:
         return "it asks for a token; put the cluster's into ~/.ray/auth_token, or name its file in RAY_AUTH_TOKEN_PATH"
     if "Could not find any running Ray instance" in text:
         return "no Ray runs on this machine (`ray start --head` starts one); give the host:port of one elsewhere"
-    if "Can't find a" in text or "No node" in text or "node_ip_address" in text:
-        return (
-            "this machine is not one of its nodes; make it one, with `ray start "
-            f"--address={address} --num-cpus=0`, or run the sweep in the cluster with `autorank submit`"
-        )
+    if "No node info found" in text:
+        return _no_node(address)
     return describe(error)
 
 
