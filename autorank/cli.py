@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from autorank import cli_jobs
 from autorank.errors import AutorankError, ConfigError, SweepError
 
 app = typer.Typer(
@@ -46,12 +48,13 @@ DataArg = Annotated[
 Device = Annotated[str | None, typer.Option(help="auto (default), cpu, cuda or cuda:N.")]
 Trials = Annotated[int | None, typer.Option(min=1, help="How many plans to try (default 40).")]
 MaxTime = Annotated[str | None, typer.Option(help="Start no trial after this time: 90s, 30m, 1h30m.")]
+TrialTimeout = Annotated[
+    str | None, typer.Option(help="End a trial that takes longer, as failed: 90s, 30m (default: none does).")
+]
 Workers = Annotated[
     int | None, typer.Option(min=1, help="Trials at a time (default: cores / threads; on a cluster what is free).")
 ]
 Executor = Annotated[str | None, typer.Option(help="ray (default), or inline: one process, no Ray, no MLflow.")]
-TrackingUri = Annotated[str | None, typer.Option(help="MLflow server; default: mlflow.db beside the sweep directory.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on standard error.")]
 Address = Annotated[
     str | None,
     typer.Option(help="Ray cluster to join: auto or HOST:PORT (default local: a Ray of its own on this machine)."),
@@ -66,6 +69,8 @@ GpusPerTrial = Annotated[
         "--gpus-per-trial", help="GPUs likewise (default 0; with --address and --device cuda 1; 0.5 is allowed)."
     ),
 ]
+TrackingUri = Annotated[str | None, typer.Option(help="MLflow server; default: mlflow.db beside the sweep directory.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on standard error.")]
 
 
 @app.command()
@@ -96,6 +101,7 @@ def search(
     ] = None,
     trials: Trials = None,
     max_time: MaxTime = None,
+    trial_timeout: TrialTimeout = None,
     objectives: Annotated[
         str | None,
         typer.Option(
@@ -116,11 +122,11 @@ def search(
     ] = None,
     executor: Executor = None,
     workers: Workers = None,
-    tracking_uri: TrackingUri = None,
-    max_drop: Annotated[
     address: Address = None,
     cpus_per_trial: CpusPerTrial = None,
     gpus_per_trial: GpusPerTrial = None,
+    tracking_uri: TrackingUri = None,
+    max_drop: Annotated[
         float | None, typer.Option(help="Score that the recommended model may lose (default: 1 point of accuracy).")
     ] = None,
     quiet: Quiet = False,
@@ -129,6 +135,7 @@ def search(
 
     Example: autorank search --model python:my.net:make --weights net.safetensors --data parquet:data/ --trials 60
     """
+    flags = _flags(locals())
     from autorank.config import read_config
     from autorank.sweep import search as run_search
 
@@ -142,14 +149,15 @@ def resume(
     sweep: Sweep,
     trials: Trials = None,
     max_time: MaxTime = None,
+    trial_timeout: TrialTimeout = None,
     executor: Executor = None,
     workers: Workers = None,
-    device: Device = None,
-    tracking_uri: TrackingUri = None,
-    quiet: Quiet = False,
     address: Address = None,
     cpus_per_trial: CpusPerTrial = None,
     gpus_per_trial: GpusPerTrial = None,
+    device: Device = None,
+    tracking_uri: TrackingUri = None,
+    quiet: Quiet = False,
 ) -> None:
     """Go on with a sweep after any stop; finished trials are never run again. More --trials extend it."""
     from autorank.sweep import resume as run_resume
@@ -159,14 +167,15 @@ def resume(
         progress=not quiet,
         trials=trials,
         max_time=max_time,
+        trial_timeout=trial_timeout,
         executor=executor,
         workers=workers,
-        device=device,
-        tracking_uri=tracking_uri,
-    )
         address=address,
         cpus_per_trial=cpus_per_trial,
         gpus_per_trial=gpus_per_trial,
+        device=device,
+        tracking_uri=tracking_uri,
+    )
     _print_result(result)
 
 
@@ -348,6 +357,25 @@ def main() -> None:
         sys.exit(2)
 
 
+_NO_SETTINGS = {"config", "quiet", "model_arg", "data_arg", "option", "constraint", "steps", "lr"}
+
+
+def _flags(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parameters of `search` as settings; most have a setting's name and value."""
+    same = {name: value for name, value in given.items() if name not in _NO_SETTINGS}
+    paths = {name: str(given[name]) if given[name] else None for name in ("reuse", "sweep_dir")}
+    return {
+        **same,
+        **paths,
+        "model_args": _pairs(given["model_arg"], "--model-arg"),
+        "data_args": _pairs(given["data_arg"], "--data-arg"),
+        "validation": _number(given["validation"], "--validation"),
+        "strategy": _given(name=given["strategy"], options=_pairs(given["option"], "--option")),
+        "constraints": given["constraint"] or None,
+        "recovery": _given(steps=given["steps"], lr=given["lr"]),
+    }
+
+
 def _print_result(result: Any) -> None:
     from autorank.show import print_result
 
@@ -396,6 +424,8 @@ def _shape(text: str) -> tuple[int, ...]:
         raise ConfigError(f"--input {text!r}: write the shape of one example, such as 3x224x224")
     return tuple(int(part) for part in parts)
 
+
+cli_jobs.register(app, search, _flags)
 
 if __name__ == "__main__":
     main()

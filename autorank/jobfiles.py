@@ -1,0 +1,162 @@
+"""What a job takes along to its cluster: the settings, local weights and small local data, the user's own code."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from autorank.config import SweepConfig
+from autorank.errors import ConfigError
+from autorank.journal import FILE_NAME
+from autorank.privacy import lost, to_keep
+
+SETTINGS = "sweep.yaml"
+FILES = "files"
+"""Directory of weights, space and data among what is uploaded."""
+MOST_BYTES = 200 * 2**20
+"""Ray takes half a gigabyte packed, and sends it to every node."""
+
+_LEFT_OUT_FOLDERS = ("__pycache__", "node_modules", "mlruns", "mlartifacts", "build", "dist", "*.egg-info", FILES)
+_LEFT_OUT_FILES = (
+    *("*.pyc", "*.so", "*.o", "*.log", "*.db", "*.db-wal", "*.db-shm", "*.zip", "*.tar", "*.tar.*", "*.tgz", "*.whl"),
+    *("*.safetensors", "*.pt", "*.pth", "*.pt2", "*.ckpt", "*.onnx", "*.h5", "*.npz", "*.npy", "*.parquet", "*.pkl"),
+    *("*.pem", "*.key", "*.p12", "id_rsa*", "auth_token*", "kubeconfig*"),
+)
+
+
+def pack(
+    config: SweepConfig, folder: Path, code: Path, *, exclude: Sequence[str] = (), paths_are_there: bool = False
+) -> list[str]:
+    """Write into `folder` all that a sweep needs on another machine.
+
+    Parameters
+    ----------
+    config : SweepConfig
+        Its `sweep_dir` is left out: the job names it.
+    folder : Path
+        Empty.
+    code : Path
+        Where the modules of ``python:`` names lie; all files below it are taken but hidden ones, caches, environments,
+        sweeps, archives, keys and large kinds of data.
+    exclude : sequence of str
+        More patterns to leave out, of names or of paths below `code`.
+    paths_are_there : bool
+        All paths in the settings are paths on the cluster: only the settings and the code are taken.
+
+    Returns
+    -------
+    list of str
+        What a person should know.
+
+    Raises
+    ------
+    ConfigError
+        A setting holds a secret, a file is not there, or all together is too large.
+    """
+    settings = config.model_dump(mode="json", exclude_unset=True)
+    if secret := lost(to_keep(settings)):
+        raise ConfigError(
+            f"{secret} holds a secret, which would be stored on the cluster: write ${{NAME}} in its place, and set "
+            "NAME in the environment of the cluster's nodes"
+        )
+    settings.pop("sweep_dir", None)
+    if "address" in SweepConfig.model_fields and config.executor == "ray":
+        settings["address"] = "auto"
+    sizes: dict[str, int] = {}
+    notes: list[str] = []
+    if not paths_are_there:
+        for key in ("weights", "space", "data"):
+            notes += _take(settings, key, folder, sizes)
+    for name in ("model", "data"):
+        value = settings.get(name)
+        if isinstance(value, str) and value.startswith("python:") and _lies_in(value, code):
+            _take_code(code, folder, exclude, sizes)
+            break
+    _check(sizes)
+    (folder / SETTINGS).write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+    return notes
+
+
+def _take(settings: dict[str, Any], key: str, folder: Path, sizes: dict[str, int]) -> list[str]:
+    """Copy the file or directory that a setting names, and make the setting point to the copy."""
+    value = settings.get(key)
+    if not isinstance(value, str):
+        return []
+    scheme, colon, path = value.partition(":") if key == "data" else ("", "", value)
+    if key == "data" and scheme not in ("parquet", "imagefolder"):
+        return []
+    source = Path(path)
+    if not source.exists():
+        if key == "space" and os.sep not in path:
+            return []  # a shipped name
+        if not source.is_absolute():
+            raise ConfigError(f"{key}: there is no {path} here; give an absolute path if it lies on the cluster")
+        return [f"{key}: {path} is not on this machine; it is taken for a path on the cluster"]
+    found = [source] if source.is_file() else [part for part in sorted(source.rglob("*")) if part.is_file()]
+    named = {part: Path(FILES, key, part.relative_to(source.parent)) for part in found}
+    sizes.update({f"{key}: {part}": part.stat().st_size for part in found})
+    _check(sizes)
+    for part, target in named.items():
+        (folder / target).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(part, folder / target)
+    settings[key] = f"{scheme}{colon}{Path(FILES, key, source.name)}"
+    return []
+
+
+def _lies_in(name: str, code: Path) -> bool:
+    """Say whether the module of a ``python:`` name lies in a directory; else it must be installed on the cluster."""
+    top = name.removeprefix("python:").partition(":")[0].partition(".")[0]
+    return (code / top).is_dir() or (code / f"{top}.py").is_file()
+
+
+def _take_code(code: Path, folder: Path, exclude: Sequence[str], sizes: dict[str, int]) -> None:
+    found = list(_code_files(code, exclude))
+    sizes.update({str(path): path.stat().st_size for path in found})
+    _check(sizes)
+    for path in found:
+        target = folder / path.relative_to(code)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+
+
+def _code_files(code: Path, exclude: Sequence[str]) -> Iterator[Path]:
+    root = code.resolve()
+    for place, folders, files in os.walk(code):
+        here = Path(place)
+
+        def wanted(name: str, patterns: Sequence[str], here: Path = here) -> bool:
+            below = str((here / name).relative_to(code))
+            return not name.startswith(".") and not any(
+                fnmatch(name, pattern) or fnmatch(below, pattern.rstrip("/")) for pattern in (*patterns, *exclude)
+            )
+
+        folders[:] = sorted(
+            name
+            for name in folders
+            if wanted(name, _LEFT_OUT_FOLDERS)
+            and not (here / name / "pyvenv.cfg").exists()
+            and not (here / name / FILE_NAME).exists()
+        )
+        for name in sorted(files):
+            path = here / name
+            # A link may lead to anything; what lies outside is not the user's code.
+            if wanted(name, _LEFT_OUT_FILES) and path.is_file() and path.resolve().is_relative_to(root):
+                yield path
+
+
+def _check(sizes: Mapping[str, int]) -> None:
+    total = sum(sizes.values())
+    if total > MOST_BYTES:
+        largest = sorted(sizes.items(), key=lambda item: -item[1])[:3]
+        said = ", ".join(f"{name} ({size / 2**20:.0f} MB)" for name, size in largest)
+        raise ConfigError(
+            f"{total / 2**20:.0f} MB would be uploaded, more than {MOST_BYTES / 2**20:.0f} MB; the largest: {said}. "
+            "Leave code out with --exclude; put weights and data on the cluster's storage and give their paths there, "
+            "with --paths-on-cluster"
+        )
