@@ -167,8 +167,10 @@ _PLAIN: dict[Any, Decoder] = {int: _whole, float: _number, str: _text, bool: _tr
 
 def finite(value: Any) -> Any:
     """Return nested values with null in the place of NaN and infinities, which JSON does not have."""
+    if value is None or isinstance(value, str | int):
+        return value
     if isinstance(value, float):
-        return value if value == value and abs(value) != float("inf") else None
+        return value if value == value and abs(value) != _HUGE else None
     if isinstance(value, Mapping):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -196,13 +196,13 @@ class TrialRecord:
 
     def to_json(self) -> dict[str, Any]:
         """Return a plain dictionary that `from_json` reads back to an equal record; null for what is not finite."""
-        data = asdict(self)
+        # Not asdict, which copies every value of every layer and would be most of what a trial costs the driver.
+        data = _shallow(self)
+        for name in ("fidelity", "target", "cost"):
+            data[name] = None if data[name] is None else _shallow(data[name])
         data["plan"] = self.plan.to_json()
         data["plan_id"] = self.plan_id
-        data["layers"] = [{**asdict(layer), "choice": layer.choice.to_json()} for layer in self.layers]
-        data["kept"], data["seconds"] = dict(self.kept), dict(self.seconds)
-        data["versions"] = dict(self.versions)
-        data["measured"] = {name: list(values) for name, values in self.measured.items()}
+        data["layers"] = [{**_shallow(layer), "choice": layer.choice.to_json()} for layer in self.layers]
         made: dict[str, Any] = finite(data)
         return made
 
@@ -230,6 +230,10 @@ class TrialRecord:
         if record.number < 0 or not 0 <= record.started < LATEST or not _LINEAGE.fullmatch(record.lineage):
             raise ValueError("its number, time or lineage is none")  # a lineage is part of a file's name
         return record
+
+
+def _shallow(made: Any) -> dict[str, Any]:
+    return {name: getattr(made, name) for name in made.__dataclass_fields__}
 
 
 def tally(records: Collection[TrialRecord]) -> str:
