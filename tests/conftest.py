@@ -6,6 +6,7 @@ import importlib.util
 import os
 import shutil
 import tempfile
+from glob import glob
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+# Debian keeps it off the search path.
+_SERVERS = filter(None, [shutil.which("postgres"), *glob("/usr/lib/postgresql/*/bin/postgres")])
+POSTGRES = next((Path(found).resolve() for found in _SERVERS), None)
 VISION = all(importlib.util.find_spec(name) is not None for name in ("torchvision", "timm"))
 
 # Before anything imports torch or numpy; tests run side by side on few cores.
@@ -27,6 +31,7 @@ def shared_found() -> bool:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "browser: needs Chromium (run only when it is found)")
+    config.addinivalue_line("markers", "postgres: needs PostgreSQL's programs (run only when they are found)")
     config.addinivalue_line("markers", "vision: needs torchvision and timm (run only when they are installed)")
     if "AUTORANK_CACHE" not in os.environ or not hasattr(config, "workerinput"):
         directory = tempfile.TemporaryDirectory(prefix="autorank-tests-")
@@ -45,11 +50,17 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     vision = "installed" if VISION else "not installed: tests marked 'vision' are deselected"
     terminalreporter.write_line(f"shared data: {data}")
     terminalreporter.write_line(f"torchvision and timm: {vision}")
+    terminalreporter.write_line(f"PostgreSQL: {POSTGRES or 'not found: tests marked postgres are deselected'}")
     terminalreporter.write_line(f"browser: {CHROMIUM or 'no chromium found: tests marked browser are deselected'}")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    missing = {"shared": not shared_found(), "vision": not VISION, "browser": CHROMIUM is None}
+    missing = {
+        "shared": not shared_found(),
+        "vision": not VISION,
+        "browser": CHROMIUM is None,
+        "postgres": POSTGRES is None,
+    }
     for item in items:
         if item.get_closest_marker("browser"):
             # All tests of a file in one process: they share the server and the browser.
