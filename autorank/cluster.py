@@ -137,6 +137,26 @@ def signals_kept() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+@contextmanager
+def on_loopback() -> Iterator[None]:
+    """Let a Ray that is started inside listen on this machine's loopback alone: by default it is open to the network.
+
+    Ray has this for systems on which it has no clusters; for any loopback address that is given it takes the network's.
+    """
+    from ray._private import ray_constants
+
+    name = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+    before, allowed = os.environ.get(name), ray_constants.ENABLE_RAY_CLUSTER
+    os.environ[name], ray_constants.ENABLE_RAY_CLUSTER = "0", False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = allowed
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
+
+
 def _use_token() -> None:
     """Speak with a token where there is one: `ray start` asks for it by default, and `ray.init` does not send it."""
     places = (os.environ.get("RAY_AUTH_TOKEN_PATH"), Path.home() / ".ray" / "auth_token")

@@ -68,6 +68,7 @@ class SweepConfig(_Section):
     strategy: StrategyConfig = StrategyConfig()
     trials: int = Field(40, ge=1)
     max_time: float | None = Field(None, gt=0)
+    trial_timeout: float | None = Field(None, gt=0)
     objectives: tuple[str, ...] = ("score", "macs")
     constraints: tuple[str, ...] = ()
     seed: int = Field(0, ge=0, lt=2**32)
@@ -133,7 +134,7 @@ class SweepConfig(_Section):
             raise ValueError("a fraction of one GPU, or a whole number of them")
         return value
 
-    @field_validator("max_time", mode="before")
+    @field_validator("max_time", "trial_timeout", mode="before")
     @classmethod
     def _duration(cls, value: object) -> object:
         return parse_duration(value) if isinstance(value, str) else value

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,10 +15,10 @@ from safetensors import SafetensorError
 
 from autorank import strategies
 from autorank.artifacts import reason
-from autorank.config import SweepConfig
+from autorank.config import SweepConfig, whole
 from autorank.errors import EmptyFrontError, SweepError
 from autorank.finish import measure_front
-from autorank.front import front_of
+from autorank.growth import GrowingFront
 from autorank.journal import Journal
 from autorank.prepare import Prepared, prepare
 from autorank.privacy import hidden
@@ -30,6 +30,7 @@ from autorank.stopping import StopSignal, interrupts
 from autorank.tasks import Task
 from autorank.trial import TrialRunner
 from autorank.trialfiles import carrier_file, weights_file
+from autorank.trouble import listening
 from autorank.types import DenseFigures, FrontPoint, SweepHeader, TrialRecord
 
 KEPT_OF_CHAINS = 32
@@ -60,16 +61,18 @@ class Driver:
         reporter: Reporter,
         journal: Journal,
         header: SweepHeader | None,
-    ) -> None:
         workers: int = 1,
-        self.task, self.config, self.directory = task, config, directory
+    ) -> None:
         self.workers = workers
+        self.task, self.config, self.directory = task, config, directory
         self.reporter, self.journal = reporter, journal
         self.resumed = header
         self.before = journal.contents()
+        if header is None and self.before.header is not None:  # another process was quicker
+            raise SweepError(f"{directory} already holds a sweep; `autorank resume {directory}` goes on with it")
         self.records: dict[int, TrialRecord] = {record.number: record for record in self.before.records}
         self.stop = StopSignal(config.max_time)
-        self._kept: set[Path] = set()
+        self._kept: dict[int, tuple[Path, Path]] = {}
         self._latest: list[TrialRecord] = []
         self.dense: DenseFigures | None = None
 
@@ -82,7 +85,7 @@ class Driver:
             What a person can mend, the disk included; all trials that finished before are in the journal.
         """
         try:
-            with ExitStack() as self._scratch:
+            with ExitStack() as self._scratch, listening(lambda text: self.reporter.say(f"note: {text}")):
                 return self._run()
         except (OSError, SafetensorError) as error:
             said = getattr(error, "strerror", None) or str(error)
@@ -94,11 +97,20 @@ class Driver:
     def _run(self) -> Outcome:
         config = self.config
         times = [time.perf_counter()]
+        if self.journal.mended:
+            self.reporter.say(f"note: {self.journal.mended}")
+        if self.resumed is not None and not self.before.ended:
+            self.reporter.say(
+                f"note: the sweep was cut off, perhaps killed; the {len(self.records)} trials that finished are kept, "
+                "and what was running runs again"
+            )
         with interrupts(self.stop, self.reporter.say):
             prepared = prepare(
                 self.task, config, self.directory, _Interruptible(self.reporter, self.stop), self.resumed
             )
             self.header = prepared.header
+            self._front = GrowingFront(self.header.objectives, self.header.constraints, self.records.values())
+            self._probes = sum(record.probe for record in self.records.values())
             schedule = self._schedule(prepared)
             if self.resumed is None:
                 self.journal.write_header(prepared.header)
@@ -158,7 +170,7 @@ class Driver:
             return None
         from autorank.tracking import Tracker
 
-        tracker = Tracker(self.config.tracking_uri, self.directory, self.config.experiment)
+        tracker = Tracker(whole({"uri": self.config.tracking_uri})["uri"], self.directory, self.config.experiment)
         tracker.start(header, [(str(x.dtype).removeprefix("torch."), tuple(x.shape)) for x in self.task.example_inputs])
         if self.records:
             tracker.catch_up(header, tuple(self.records.values()), ())
@@ -167,11 +179,11 @@ class Driver:
     def _search(self, prepared: Prepared, schedule: Schedule) -> str:
         config = self.config
         self._schedule_now = schedule
-        self._show(None, self._front())
+        self._show(None)
         if config.executor == "inline":
             from autorank import inline
 
-            inline.run(schedule, prepared.context, self._on_record, self.stop)
+            inline.run(schedule, prepared.context, self._on_record, self.stop, config.trial_timeout)
         else:
             from autorank import orchestrate
 
@@ -184,6 +196,8 @@ class Driver:
                 cpus=config.cpus,
                 gpus=config.gpus(prepared.context.device),
                 cluster=config.cluster is not None,
+                trial_timeout=config.trial_timeout,
+                say=self.reporter.say,
             )
         if self.stop.reason:
             return self.stop.reason
@@ -192,37 +206,38 @@ class Driver:
         return f"all {config.trials} trials done"
 
     def _on_record(self, record: TrialRecord) -> None:
+        record = replace(record, reason=hidden(record.reason))
         self.journal.write_trial(record)
         self.records[record.number] = record
+        self._probes += record.probe
+        self._front.add(record)
         if self.tracker is not None:
             self.tracker.log(record)
-        front = self._front()
-        self._drop_dominated(record, front)
-        self._show(record, front)
+        self._drop_dominated(record, self._front.members)
+        self._show(record)
 
-    def _show(self, record: TrialRecord | None, front: Sequence[TrialRecord]) -> None:
-        points = sum(not r.probe for r in self.records.values())
-        self.reporter.trials(points, self.config.trials, record, front, len(self.records) - points)
-
-    def _front(self) -> tuple[TrialRecord, ...]:
-        return front_of(self.records.values(), self.header.objectives, self.header.constraints)
+    def _show(self, record: TrialRecord | None) -> None:
+        points = len(self.records) - self._probes
+        self.reporter.trials(points, self.config.trials, record, self._front.members, self._probes)
 
     def _drop_dominated(self, fresh: TrialRecord, front: Sequence[TrialRecord]) -> None:
         """Delete the weights of models that no one will pick or start from; they can always be made again."""
         self._latest = [*self._latest, fresh][-self._keep_latest :] if self._keep_latest else []
-        wanted = [*front, *self._latest, *self._schedule_now.parents]
-        files = {place(self.directory, r) for r in wanted for place in (weights_file, carrier_file)}
-        fresh_files = {weights_file(self.directory, fresh), carrier_file(self.directory, fresh)}
-        for path in (self._kept | fresh_files) - files:
-            path.unlink(missing_ok=True)
-        self._kept = files
+        wanted = {record.number: record for record in (*front, *self._latest, *self._schedule_now.parents)}
+        for record in (*wanted.values(), fresh):
+            if record.number not in self._kept:  # names of files are hashes of plans: not all of them at every trial
+                self._kept[record.number] = weights_file(self.directory, record), carrier_file(self.directory, record)
+        files = {path for number in wanted for path in self._kept[number]}
+        for number in self._kept.keys() - wanted:
+            for path in set(self._kept.pop(number)) - files:  # the same plan may stand there under two numbers
+                path.unlink(missing_ok=True)
 
     def _finish(self, prepared: Prepared) -> tuple[FrontPoint, ...]:
         """Measure the front; what was measured before is kept, and nothing is measured when a person stops the sweep.
 
         So the test split is read once for a point, however often a sweep is stopped and resumed.
         """
-        front = self._front()
+        front = self._front.members
         if self.stop.interrupted:
             return tuple(FrontPoint(record) for record in front)
         if not front:

@@ -11,8 +11,7 @@ import json
 import os
 import sys
 import tempfile
-import warnings
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
@@ -24,11 +23,12 @@ from torch import Tensor
 from autorank.formats import Factors, Format
 from autorank.solvers import whitening
 from autorank.solvers.curvature import predicted_loss_increase
-from autorank.solvers.kept import DIGESTS, digest
+from autorank.solvers.kept import DIGESTS, digest, digest_all
 from autorank.solvers.whitening import LayerStats
+from autorank.trouble import tell
 from autorank.types import Choice, LayerSpec, canonical_json
 
-LAYOUT = 3
+LAYOUT = 4
 """Raised when what a cache file holds changes."""
 
 
@@ -121,14 +121,19 @@ class FitCache:
             with safe_open(str(path), framework="pt") as file:
                 metadata = file.metadata() or {}
                 factors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-            info = json.loads(metadata["info"])
             # Safetensors notices a missing end, not a changed byte.
-            if metadata["key"] != key or metadata["digest"] != _content(factors, metadata["info"]):
-                return None
-        except (OSError, SafetensorError, KeyError, ValueError):
+            if metadata["key"] != key or metadata["digest"] != digest_all(factors, metadata["info"], metadata["order"]):
+                raise ValueError("its content is not what was written")
+            info, order = json.loads(metadata["info"]), json.loads(metadata["order"])
+            known = {"weight_error", "output_error", "loss_increase", "sensitivity"} == set(info)
+            if not known:
+                raise ValueError("it says something else about a fit")
+            return {name: factors[name] for name in order}, info
+        except FileNotFoundError:
             return None
-        order = json.loads(metadata["order"])
-        return {name: factors[name] for name in order}, info
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError):
+            tell(f"a damaged fit in {self.directory} is made again")
+            return None
 
     def _write(self, key: str, factors: Factors, info: dict[str, Any]) -> None:
         if self.directory is None:
@@ -136,8 +141,8 @@ class FitCache:
             return
         from safetensors.torch import save
 
-        text = json.dumps(info)
-        metadata = {"key": key, "info": text, "order": json.dumps(list(factors)), "digest": _content(factors, text)}
+        metadata = {"key": key, "info": json.dumps(info), "order": json.dumps(list(factors))}
+        metadata["digest"] = digest_all(factors, metadata["info"], metadata["order"])
         part = ""
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -149,16 +154,11 @@ class FitCache:
             # The fit itself is fine; a cache that cannot be written only costs time.
             if part:
                 Path(part).unlink(missing_ok=True)
-            warnings.warn(f"a fit could not be cached in {self.directory}: {error.strerror or error}", stacklevel=3)
+            tell(f"a fit could not be cached in {self.directory}: {error.strerror or error}")
 
     @staticmethod
     def _path(directory: Path, key: str) -> Path:
         return directory / f"{key}.safetensors"
-
-
-def _content(factors: Mapping[str, Tensor], info: str) -> str:
-    parts = [f"{name}={digest(tensor)}" for name, tensor in sorted(factors.items())]
-    return hashlib.sha256("\n".join([info, *parts]).encode()).hexdigest()
 
 
 def _used(stats: LayerStats) -> list[object]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from autorank.errors import TrialError
 from autorank.schedule import Job, Schedule
-from autorank.stopping import StopSignal
-from autorank.trial import TrialContext, TrialRunner
+from autorank.stopping import StopSignal, time_limit
+from autorank.trial import TrialContext, failed
 from autorank.types import TrialRecord
 
 
@@ -15,6 +16,7 @@ def run(
     context: TrialContext,
     on_record: Callable[[TrialRecord], None],
     stop: StopSignal,
+    trial_timeout: float | None = None,
 ) -> None:
     """Run the schedule's jobs in this process until it has none left or a stop is asked for.
 
@@ -25,12 +27,19 @@ def run(
     on_record : callable
         Called with every finished record before the schedule hears of it.
     stop : StopSignal
+    trial_timeout : float, optional
+        Seconds that a trial may take. It is ended between two of Python's instructions, so one that hangs inside a
+        library is not; with Ray, its process is killed.
     """
-    runner = TrialRunner(context)
+    runner = context.runner()
     while not stop.reason:
         job = schedule.next()
         if not isinstance(job, Job):
             return
-        record = runner.run(job)
+        try:
+            with time_limit(trial_timeout):
+                record = runner.run(job)
+        except TrialError as error:  # in the very moment in which it was done
+            record = failed(job, str(error))
         on_record(record)
         schedule.done(record)

@@ -7,6 +7,7 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from io import FileIO
 from pathlib import Path
@@ -15,10 +16,19 @@ from typing import IO, Any
 
 from autorank.errors import SweepError, describe
 from autorank.types import DenseFigures, FrontPoint, SweepHeader, TrialRecord
+from autorank.types.decoding import decoded, decoder, finite
 
 FILE_NAME = "journal.jsonl"
 LOCK_NAME = "lock"
 _ATTEMPTS = 10
+_KEYS = {
+    "sweep": {"header"},
+    "settings": {"config"},
+    "trial": {"record"},
+    "front": {"points", "dense"},
+    "end": {"reason", "seconds"},
+}
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +123,7 @@ class Reading:
             return
         try:
             self._contents = _with(self._contents, self._records, json.loads(line))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
             raise SweepError(
                 f"{self.path}, line {self._lines}: not a journal entry ({describe(error)}); "
                 "restore the file, or delete that line to run its trial again"
@@ -122,31 +132,27 @@ class Reading:
 
 def _with(contents: JournalContents, records: dict[int, TrialRecord], entry: Mapping[str, Any]) -> JournalContents:
     """Return the contents with one more entry, a trial's record put into `records`; raises when it is no entry."""
-    match entry["event"]:
+    event = entry["event"]
+    if unknown := entry.keys() - _KEYS.get(event, entry.keys()) - {"event"}:
+        raise ValueError(f"unknown key {min(unknown)!r}")
+    match event:
         case "sweep":
             return replace(contents, header=SweepHeader.from_json(entry["header"]))
         case "settings" if contents.header is not None:
-            header = replace(contents.header, config={**contents.header.config, **entry["config"]})
+            changed = decoder(Mapping[str, Any])(entry["config"])
+            header = replace(contents.header, config={**contents.header.config, **changed})
             return replace(contents, header=header)
         case "trial":
             record = TrialRecord.from_json(entry["record"])
             records[record.number] = record
             return replace(contents, ended="")
         case "front":
-            points = {
-                point["number"]: FrontPoint(
-                    records[point["number"]],
-                    point["test_score"],
-                    point["latency_ms"],
-                    point["latency_spread_ms"],
-                    tuple(point["slower_layers"]),
-                )
-                for point in entry["points"]
-            }
-            measured = {**contents.measured, **points}
-            return replace(contents, measured=measured, dense=DenseFigures(**entry["dense"]))
+            points = [FrontPoint.from_json(point, records) for point in entry["points"]]
+            measured = {**contents.measured, **{point.record.number: point for point in points}}
+            return replace(contents, measured=measured, dense=decoded(DenseFigures, entry["dense"]))
         case "end":
-            return replace(contents, ended=str(entry["reason"]), seconds=dict(entry["seconds"]))
+            seconds = decoder(Mapping[str, float])(entry["seconds"])
+            return replace(contents, ended=decoder(str)(entry["reason"]), seconds=seconds)
         case other:
             raise ValueError(f"unknown event {other!r}")
 
@@ -161,6 +167,11 @@ class Journal:
     sweep_dir : Path
         Made if it does not exist.
 
+    Attributes
+    ----------
+    mended : str
+        What was found damaged and mended when it was opened, in one line.
+
     Raises
     ------
     SweepError
@@ -172,6 +183,7 @@ class Journal:
         self.path = self.directory / FILE_NAME
         self._file: FileIO | None = None
         self._lock: IO[bytes] | None = None
+        self.mended = ""
 
     def __enter__(self) -> Journal:
         try:
@@ -180,6 +192,7 @@ class Journal:
             _lock(self._lock, self.directory)
             # Unbuffered: what could not be written must not be tried again behind our back when the file is closed.
             self._file = self.path.open("ab", buffering=0)
+            _sync(self.directory)  # else a crash of the machine may lose the name of a new file
             self._mend()
         except OSError as error:
             self.close()
@@ -213,6 +226,7 @@ class Journal:
         contents = read(self.directory)
         if contents.torn is not None:
             os.truncate(self.path, contents.torn)
+            self.mended = f"the last line of {self.path} was only half written and is cut off; its trial runs again"
         elif self._file is not None and self.path.stat().st_size and not self.path.read_bytes().endswith(b"\n"):
             self._file.write(b"\n")  # only the newline of the last entry was lost
 
@@ -239,7 +253,7 @@ class Journal:
     def _append(self, entry: Mapping[str, Any]) -> None:
         if self._file is None:
             raise SweepError(f"the journal {self.path} is not open")
-        line = json.dumps(_finite(entry), separators=(",", ":"), allow_nan=False).encode() + b"\n"
+        line = json.dumps(finite(entry), separators=(",", ":"), allow_nan=False).encode() + b"\n"
         size = self._file.seek(0, os.SEEK_END)
         try:
             written = self._file.write(line)
@@ -247,22 +261,26 @@ class Journal:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(self._file.fileno())
         except OSError as error:
-            self._file.truncate(size)  # no half line for the next entry to run into
+            try:
+                self._file.truncate(size)  # no half line for the next entry to run into
+            except OSError:  # nothing can be written any more: the next who opens the journal cuts the line off
+                self._file.close()
+                self._file = None
+            mend = "free the disk" if error.errno in _FULL else "make it writable"
             raise SweepError(
                 f"cannot write {self.path}: {error.strerror or error}; all trials before are safe: "
-                f"free the disk, then `autorank resume {self.directory}`"
+                f"{mend}, then `autorank resume {self.directory}`"
             ) from None
 
 
-def _finite(value: Any) -> Any:
-    """Replace NaN and infinities, which JSON does not have, by null."""
-    if isinstance(value, float):
-        return value if value == value and abs(value) != float("inf") else None
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value
+def _sync(directory: Path) -> None:
+    """Bring a directory's list of names onto the disk, where directories can be opened."""
+    with suppress(OSError):
+        handle = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _lock(handle: IO[bytes], directory: Path) -> None:

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import math
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
-from autorank.cluster import quiet, signals_kept
+from autorank.cluster import on_loopback, quiet, signals_kept
 from autorank.errors import SweepError
+from autorank.reaper import Reaper
 from autorank.remotefiles import TOKEN_FILE, serve, write_token
 from autorank.schedule import Job, Schedule
 from autorank.stopping import StopSignal
 from autorank.tasks.memory import default_cache
 from autorank.trainable import trainable, versions_here
 from autorank.trial import TrialContext, failed
+from autorank.trouble import tell
 from autorank.types import TrialRecord
-
-MAX_FAILURES = 2
+from autorank.watching import MAX_FAILURES, gone, processes, unheard, watcher
 
 
 def run(
@@ -32,6 +36,8 @@ def run(
     cpus: float = 1.0,
     gpus: float = 0.0,
     cluster: bool = False,
+    trial_timeout: float | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> None:
     """Run the schedule's jobs on Ray Tune, `workers` at a time.
 
@@ -51,6 +57,10 @@ def run(
         What Ray sets aside for a trial. Without GPUs it hides none: trials share what PyTorch sees.
     cluster : bool
         Whether this process has joined a cluster (`autorank.cluster.joined`); else a Ray of its own is started.
+    trial_timeout : float, optional
+        Seconds that a trial may take: a worker that takes longer is ended.
+    say : callable
+        Told in a line of each worker that died.
     """
     quiet()
     import cloudpickle  # type: ignore[import-untyped]
@@ -59,10 +69,13 @@ def run(
     from ray import tune
 
     scratch = context.directory / "ray"
-    if not cluster:
-        _start(ray, math.ceil(workers * cpus), math.ceil(workers * gpus))
-    try:
-        searcher = _searcher(schedule, on_record, stop)
+    with ExitStack() as stack:
+        stack.callback(shutil.rmtree, scratch, ignore_errors=True)
+        stack.callback((context.directory / TOKEN_FILE).unlink, missing_ok=True)
+        if not cluster:
+            stack.enter_context(_own(ray, math.ceil(workers * cpus), math.ceil(workers * gpus), context.directory))
+        watch = watcher(trial_timeout, say)
+        searcher = _searcher(schedule, on_record, stop, watch.why)
         data = default_cache().absolute()
         worker = tune.with_parameters(
             trainable(),
@@ -88,6 +101,7 @@ def run(
                 name="tune",
                 storage_path=str(scratch.resolve()),
                 verbose=0,
+                callbacks=[watch],
                 failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
                 # By default one is written at a trial's end, into a directory that all nodes would have to share.
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
@@ -96,32 +110,53 @@ def run(
         tuner.fit()
         if searcher.failure is not None:
             raise searcher.failure
-    finally:
-        if not cluster:
-            ray.shutdown()
-        (context.directory / TOKEN_FILE).unlink(missing_ok=True)
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _start(ray: Any, cpus: int, gpus: int) -> None:
-    """Start a Ray of our own on this machine; a cluster that happens to run here is left alone."""
+@contextmanager
+def _own(ray: Any, cpus: int, gpus: int, directory: Path) -> Iterator[None]:
+    """Have a Ray of our own on this machine; a cluster that happens to run here is left alone."""
     if ray.is_initialized():
         raise SweepError(
             "Ray already runs in this process; call ray.shutdown() before the search, or use executor='inline'"
         )
-    with signals_kept():
-        ray.init(
-            address="local",
-            num_cpus=cpus,
-            num_gpus=gpus,
-            include_dashboard=False,
-            logging_level="ERROR",
-            log_to_driver=False,
-            configure_logging=False,
-        )
+    reaper = Reaper(
+        "error: the sweep was ended from outside (it was killed, or Ray was); what finished is saved: "
+        f"`autorank resume {directory}`"
+    )
+    try:
+        with signals_kept(), on_loopback(), reaper.marking():
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                num_gpus=gpus,
+                include_dashboard=False,
+                logging_level="ERROR",
+                log_to_driver=False,
+                configure_logging=False,
+            )
+        reaper.add(processes(ray).values())
+        with unheard():
+            try:
+                yield
+            except Exception:
+                if part := gone(ray):  # whatever else went wrong then, went wrong for that
+                    raise SweepError(
+                        f"Ray's {part} died (killed from outside, or out of memory); what finished is saved: "
+                        f"`autorank resume {directory}`"
+                    ) from None
+                raise
+            finally:
+                if not gone(ray):
+                    ray.shutdown()
+                else:  # it would wait for what is no more
+                    atexit.unregister(ray.shutdown)
+    finally:
+        reaper.close()
 
 
-def _searcher(schedule: Schedule, on_record: Callable[[TrialRecord], None], stop: StopSignal) -> Any:
+def _searcher(
+    schedule: Schedule, on_record: Callable[[TrialRecord], None], stop: StopSignal, why: Callable[[str], str]
+) -> Any:
     from ray.tune.search import Searcher
 
     class ScheduleSearcher(Searcher):
@@ -160,13 +195,12 @@ def _searcher(schedule: Schedule, on_record: Callable[[TrialRecord], None], stop
                 )
                 schedule.stop()
                 return
+            for text in json.loads((result or {}).get("notes", "[]")):
+                tell(text)
             if result is not None and "record" in result and not error:
                 record = TrialRecord.from_json(json.loads(result["record"]))
             else:
-                record = failed(
-                    job,
-                    f"its worker process died {MAX_FAILURES + 1} times (out of memory, or killed from outside)",
-                )
+                record = failed(job, why(trial_id))
             try:
                 on_record(record)
                 schedule.done(record)

@@ -33,6 +33,7 @@ from autorank.solvers.gradients import Loss, collect_gradients
 from autorank.space import SearchSpace, build_space, read_space
 from autorank.tasks import Task
 from autorank.trial import TrialContext, versions
+from autorank.trouble import tell
 from autorank.types import Choice, Evaluation, LayerSpec, ModelProfile, SweepHeader
 
 # Seconds of measuring per layer in the table that predicts latencies: hundreds of candidates must not take minutes.
@@ -260,7 +261,8 @@ def _statistics(
             whitening.load(path)
             return path
         except AutorankError:
-            path.unlink()  # damaged: collected again
+            tell(f"{path} is damaged; the statistics are collected again")
+            path.unlink()
     what = "layer statistics"
     total = -(-config.calibration // 64)
     reporter.step(what, 0, total)

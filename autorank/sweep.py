@@ -181,6 +181,7 @@ class SearchResult:
             overwrite=overwrite,
             say=say,
             dense=self.dense,
+            records=self.records,
         )
 
     @property
@@ -209,7 +210,7 @@ def search(
     **settings
         space : str or mapping, a shipped name, a YAML file, or what it would hold ("default");
         strategy : name, or {"name": …, "options": {…}} ("auto");
-        trials : int (40); max_time : seconds or text such as "30m"; seed : int (0);
+        trials : int (40); max_time, trial_timeout : seconds or text such as "30m"; seed : int (0);
         objectives : two or three names ("score,macs"); constraints : texts such as "macs_kept<=0.5";
         recovery : the fine-tune, a mapping of `autorank.recover.Recovery`'s fields (steps 100, lr 0.02, …);
         pruning : {"patience": 3, "margin": 2.0}; latency : {"batch": 1, "threads": 1};
@@ -282,7 +283,7 @@ def resume(
     if settings.get("trials") is not None and settings["trials"] < finished:
         raise ConfigError(f"trials: {settings['trials']} is fewer than the {finished} that the sweep has; give more")
     free = {"trials", "max_time", "executor", "tracking", "tracking_uri", "max_drop", "device", "experiment"}
-    free |= {"address", "workers", "cpus_per_trial", "gpus_per_trial"}
+    free |= {"trial_timeout", "address", "workers", "cpus_per_trial", "gpus_per_trial"}
     wrong = {key for key, value in settings.items() if value is not None} - free
     if wrong:
         raise ConfigError(

@@ -19,6 +19,7 @@ from torch import Tensor
 from autorank.memoryformat import lay_out
 from autorank.tasks.base import Task
 from autorank.tasks.batch import Batch, Device
+from autorank.trouble import tell
 from autorank.types import canonical_json
 
 if TYPE_CHECKING:
@@ -185,7 +186,10 @@ def note_of(path: Path) -> Path:
 def _read(path: Path, key: str, fresh: Teacher) -> Teacher | None:
     try:
         note = json.loads(note_of(path).read_text())
-        if note["key"] != key or note["sha256"] != _file_hash(path):
+        if note["key"] != key:
+            return None
+        if note["sha256"] != _file_hash(path):
+            tell(f"{path} is damaged and is made again")
             return None
         rows = np.load(path, mmap_mode="r", allow_pickle=False)
         offsets = tuple(int(offset) for offset in note["offsets"])

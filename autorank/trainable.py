@@ -104,23 +104,34 @@ class Worker:
         self._context = context
         self._runner = context.runner(self._files.fetch if self._afar else None)
 
-    def run(self, job: dict[str, Any]) -> TrialRecord:
-        """Run a trial; its weights are in the sweep directory when its record is returned."""
+    def run(self, job: dict[str, Any]) -> tuple[TrialRecord, list[str]]:
+        """Run a trial, and return with its record what the user should be told.
+
+        Its weights are in the sweep directory when its record is returned.
+        """
         from autorank.schedule import Job
         from autorank.trialfiles import carrier_file, weights_file
+        from autorank.trouble import listening
 
         made = Job.from_json(job)
-        record = self._runner.run(made)
+        notes: list[str] = []
+        with listening(notes.append):
+            record = self._runner.run(made)
         if self._afar:
             for place in (weights_file, carrier_file):
                 if (path := place(self._context.directory, made)).is_file():
                     self._files.send(path)
-        return record
+        return record, notes
 
     def close(self) -> None:
         """Leave nothing behind on the node."""
         if self._files is not None:
             self._files.close()
+
+
+def _trouble(error: Exception) -> str:
+    said = " ".join(f"{type(error).__name__}: {error}".split())[:600]
+    return f"{socket.gethostname()}: {said}"
 
 
 def trainable() -> type:
@@ -131,29 +142,34 @@ def trainable() -> type:
         """One worker."""
 
         def setup(self, config: dict[str, Any], **given: Any) -> None:
-            self._given = given
             self._worker: Any = None
+            self._trouble = ""
             self._job = config["job"]
+            try:  # here, so that a time limit for trials does not count it
+                paths = given.pop("paths", ())
+                sys.path.extend(path for path in paths if path not in sys.path)
+                from autorank.trainable import Shared, Worker
+
+                self._worker = Worker(Shared(**given))
+            except Exception as error:
+                self._trouble = _trouble(error)
 
         def reset_config(self, new_config: dict[str, Any]) -> bool:
             self._job = new_config["job"]
             return True
 
         def step(self) -> dict[str, Any]:
-            try:
-                if self._worker is None:
-                    paths = self._given.pop("paths", ())
-                    sys.path.extend(path for path in paths if path not in sys.path)
-                    from autorank.trainable import Shared, Worker
-
-                    self._worker = Worker(Shared(**self._given))
-                record = self._worker.run(self._job)
-            except Exception as error:
+            if not self._trouble:
+                try:
+                    record, notes = self._worker.run(self._job)
+                except Exception as error:
+                    self._trouble = _trouble(error)
+            if self._trouble:
                 # Not the trial's fault, and the next one would end alike: the sweep says so and stops.
-                said = " ".join(f"{type(error).__name__}: {error}".split())[:600]
-                return {"trouble": f"{socket.gethostname()}: {said}", "score": 0.0, "done": True}
-            # One text: Tune flattens nested results on their way to the searcher.
-            return {"record": json.dumps(record.to_json()), "score": record.score or 0.0, "done": True}
+                return {"trouble": self._trouble, "score": 0.0, "done": True}
+            # Texts: Tune flattens nested results on their way to the searcher.
+            said = {"record": json.dumps(record.to_json()), "notes": json.dumps(notes)}
+            return {**said, "score": record.score or 0.0, "done": True}
 
         def cleanup(self) -> None:
             if self._worker is not None:

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "autorank"
 
 # From the lowest to the highest. A name stands for a module, or for a package with all its modules.
 ROOMS: tuple[tuple[str, ...], ...] = (
-    ("privacy", "types", "errors"),
+    ("privacy", "trouble", "types", "errors"),
     ("copying", "layout", "memoryformat", "modules", "opcounts", "planfile", "pytrees", "seeding", "yamlfile"),
     ("solvers",),
     ("formats",),
@@ -52,8 +52,9 @@ ROOMS: tuple[tuple[str, ...], ...] = (
         "figures",
     ),
     ("run_values", "run_inputs", "run_figures", "run_sync", "mlflow_ui", "mlflow_store", "tracking"),
-    ("comparing", "artifacts", "exportdir", "exporter", "weightfile", "report", "export", "registry"),
-    ("beforehand", "prepare", "finish", "inline", "remotefiles", "trainable", "cluster", "orchestrate", "driver"),
+    ("comparing", "artifacts", "exportdir", "exporter", "weightfile", "report", "rerun", "export", "registry"),
+    ("beforehand", "prepare", "finish", "inline", "remotefiles", "trainable", "cluster", "reaper", "watching"),
+    ("orchestrate", "driver"),
     ("terminal",),
     ("sweep", "show", "demo"),
     ("dashboards",),
@@ -74,6 +75,7 @@ ONLY = {
         "autorank.orchestrate",
         "autorank.remotefiles",
         "autorank.trainable",
+        "autorank.watching",
     },
     "mlflow": {"autorank.mlflow_store", "autorank.registry", "autorank.dashboards.mlflow_app"},
     "uvicorn": {"autorank.dashboards.server"},

@@ -9,7 +9,7 @@ import hashlib
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 
 import torch
 from torch import Tensor
@@ -80,6 +80,12 @@ def digest(tensor: Tensor) -> str:
     found = hashlib.sha256(f"{plain.dtype}{tuple(plain.shape)}".encode())
     found.update(plain.flatten().view(torch.uint8).numpy().data)
     return found.hexdigest()
+
+
+def digest_all(tensors: Mapping[str, Tensor], *texts: str) -> str:
+    """Return the SHA-256 of named tensors, in whatever order, and of texts that go with them."""
+    parts = [f"{name}={digest(tensor)}" for name, tensor in sorted(tensors.items())]
+    return hashlib.sha256("\n".join([*texts, *parts]).encode()).hexdigest()
 
 
 KEPT = Kept()
