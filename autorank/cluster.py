@@ -34,8 +34,8 @@ QUIET = {
     "TUNE_GLOBAL_CHECKPOINT_S": "1e9",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
 }
-# For a driver that joins: a cluster that refuses it says so in seconds, without lines of Ray's own.
-BRIEF = {"RAY_NUM_REDIS_GET_RETRIES": "5", "RAY_BACKEND_LOG_LEVEL": "error"}
+# For a driver that joins: a cluster that refuses it says so in seconds.
+BRIEF = {"RAY_NUM_REDIS_GET_RETRIES": "5"}
 # What every HTTP/2 server, and so every gRPC server, answers with a settings frame of its own.
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 SETTINGS_FRAME = 4

@@ -35,6 +35,7 @@ class MultiStepGreedy(GreedyStrategy):
     """
 
     name: ClassVar[str] = "greedy-multi-step"
+    chains: ClassVar[bool] = True
     allowed: ClassVar[Mapping[str, Option]] = {
         "budget": Option(0.2, 0.0, 1.0, "share of the cost at which it ends"),
         "epsilon": Option(50.0, 0.0, 1e9, "ends when a point has lost more of the score than this"),

@@ -58,6 +58,7 @@ class LearnedRank(Strategy):
 
     name: ClassVar[str] = "learned-rank"
     needs: ClassVar[frozenset[str]] = frozenset({"errors"})
+    chains: ClassVar[bool] = True
     allowed: ClassVar[Mapping[str, Option]] = {
         "points": Option(20, 1, 10_000, "values of alpha, each of which ends in one point of the front"),
         "iterations": Option(4, 1, 1000, "pulled trainings before the final fine-tune"),
