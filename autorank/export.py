@@ -11,11 +11,11 @@ from torch import nn
 from autorank import plan as plans
 from autorank.comparing import Check
 from autorank.errors import AutorankError, ExportError, ModelError, PlanError
-from autorank.exportdir import FILES, FORMATS, PLAN, REPORT, check_target, disk_errors, move, scratch_beside
+from autorank.exportdir import FILES, FORMATS, PLAN, REPORT, RERUN, check_target, disk_errors, move, scratch_beside
 from autorank.exporter import Exporter
 from autorank.planfile import read_plan
 from autorank.tasks import Task
-from autorank.types import DenseFigures, FrontPoint, Plan, SweepHeader
+from autorank.types import DenseFigures, FrontPoint, Plan, SweepHeader, TrialRecord
 from autorank.weightfile import read_weights
 
 __all__ = ["FORMATS", "Check", "ExportResult", "export", "load"]
@@ -51,8 +51,9 @@ def export(
     overwrite: bool = False,
     examples: int = 2000,
     say: Callable[[str], None] | None = None,
+    records: Sequence[TrialRecord] = (),
 ) -> ExportResult:
-    """Write plan.json, model.safetensors, model.pt2, model.onnx and report.md, all of them or nothing.
+    """Write plan.json, model.safetensors, model.pt2, model.onnx, report.md and report.json, all of them or nothing.
 
     Everything is written into a directory beside the target that is renamed at the end.
 
@@ -78,6 +79,8 @@ def export(
         Compare on at most this many validation examples.
     say : callable, optional
         Gets a line per step.
+    records : sequence of TrialRecord
+        Of the whole sweep, for what report.json says of the front and of the trials that this one started from.
 
     Returns
     -------
@@ -95,11 +98,13 @@ def export(
     if examples < 1:
         raise ExportError(f"examples must be at least 1, not {examples}")
     target = check_target(Path(directory), overwrite)
-    exporter = Exporter(task, header, point, model, tuple(f for f in FORMATS if f in formats), device, say or _silent)
+    exporter = Exporter(
+        task, header, point, model, tuple(f for f in FORMATS if f in formats), device, say or _silent, records
+    )
     with disk_errors(target), scratch_beside(target) as folder:
         checks = exporter.write(folder, examples, dense)
         move(folder, target)
-    names = [PLAN, *exporter.names(target), REPORT]
+    names = [PLAN, *exporter.names(target), REPORT, RERUN]
     return ExportResult(target, tuple(target / name for name in names), checks)
 
 

@@ -13,8 +13,8 @@ from autorank.errors import ExportError
 
 FORMATS = ("safetensors", "pt2", "onnx")
 FILES = {name: f"model.{name}" for name in FORMATS}
-PLAN, REPORT, ONNX_DATA = "plan.json", "report.md", "model.onnx.data"
-_OWN = {PLAN, REPORT, ONNX_DATA, *FILES.values()}
+PLAN, REPORT, RERUN, ONNX_DATA = "plan.json", "report.md", "report.json", "model.onnx.data"
+_OWN = {PLAN, REPORT, RERUN, ONNX_DATA, *FILES.values()}
 
 
 def check_target(directory: Path, overwrite: bool) -> Path:

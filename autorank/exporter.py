@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,11 @@ from autorank import plan as plans
 from autorank.comparing import Candidate, Check, Runner, compare, score_tolerance
 from autorank.copying import model_copy
 from autorank.errors import AutorankError, ExportError
-from autorank.exportdir import FILES, FORMATS, ONNX_DATA, PLAN, REPORT
+from autorank.exportdir import FILES, FORMATS, ONNX_DATA, PLAN, REPORT, RERUN
 from autorank.report import render_report
+from autorank.rerun import described
 from autorank.tasks import Task
-from autorank.types import DenseFigures, FrontPoint, SweepHeader
+from autorank.types import DenseFigures, FrontPoint, SweepHeader, TrialRecord
 from autorank.weightfile import PLAN_ID, read_weights, write_weights
 
 # Rebuilt weights give the same numbers, a traced program the same kernels, another runtime the same mathematics.
@@ -41,8 +42,10 @@ class Exporter:
         formats: tuple[str, ...],
         device: str,
         say: Callable[[str], None],
+        records: Sequence[TrialRecord] = (),
     ) -> None:
         self.task, self.header, self.point, self.device, self.say = task, header, point, device, say
+        self.records = records
         self.model = model_copy(model).cpu().eval()
         self.formats = formats
         self.required = set(FORMATS if set(formats) != set(FORMATS) else ("safetensors",))
@@ -87,6 +90,17 @@ class Exporter:
                     f"and at most {check.limit:.3g} is allowed; nothing was exported"
                 )
         (folder / REPORT).write_text(self._report(folder, found.examples, dense), encoding="utf-8")
+        written = [folder / name for name in (PLAN, *self.names(folder), REPORT)]
+        again = described(
+            self.header,
+            self.point,
+            records=self.records,
+            dense=dense,
+            files=written,
+            checks=self.checks,
+            versions=_writers(),
+        )
+        (folder / RERUN).write_text(json.dumps(again, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         return tuple(self.checks)
 
     def names(self, folder: Path) -> list[str]:
@@ -175,8 +189,6 @@ class Exporter:
         return total / seen, seen
 
     def _report(self, folder: Path, examples: int, dense: DenseFigures | None) -> str:
-        from importlib.metadata import version
-
         names = [PLAN, *self.names(folder)]
         return render_report(
             self.header,
@@ -187,8 +199,15 @@ class Exporter:
             examples=examples,
             input_names=artifacts.input_names(self.model, self.task.example_inputs),
             notes=self.notes,
-            versions={name: version(name) for name in ("safetensors", "onnx", "onnxscript", "onnxruntime")},
+            versions=_writers(),
         )
+
+
+def _writers() -> dict[str, str]:
+    """Return the versions of the libraries that write the files."""
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("safetensors", "onnx", "onnxscript", "onnxruntime")}
 
 
 def _runner(model: nn.Module, device: str) -> Runner:

@@ -9,6 +9,7 @@ from typing import Any
 
 from autorank.errors import PlanError, describe
 from autorank.types import Plan
+from autorank.yamlfile import read_text
 
 
 def read_plan(path: Path) -> Plan:
@@ -19,14 +20,7 @@ def read_plan(path: Path) -> Plan:
     PlanError
         One line: the file, and what is wrong.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise PlanError(f"{path} is not JSON: not a text in UTF-8") from None
-    except OSError as error:
-        raise PlanError(f"plan {path} cannot be read: {error.strerror or error}") from None
-    except ValueError as error:
-        raise PlanError(f"plan {path!r} cannot be read: {error}") from None
+    text = read_text(path, PlanError, most=1 << 26)
     try:
         data = json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
     except json.JSONDecodeError as error:

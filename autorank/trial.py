@@ -22,6 +22,7 @@ from autorank.evaluate import evaluate
 from autorank.fitcache import FitCache
 from autorank.layout import canonical_weight
 from autorank.plan import apply, undecomposed
+from autorank.privacy import hidden
 from autorank.pulling import decomposed_kernels, squared_distances, train_with_pull
 from autorank.recover import Recovery, Teacher, fine_tune, reestimate_batch_norm
 from autorank.schedule import Job
@@ -391,7 +392,7 @@ def failed(job: Job, reason: str) -> TrialRecord:
         fidelity=job.fidelity,
         target=job.fidelity,
         status="failed",
-        reason=reason,
+        reason=hidden(reason),
         parent=job.parent.number if job.parent else None,
         lineage=job.lineage,
         pull=job.pull,

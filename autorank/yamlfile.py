@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from autorank.errors import AutorankError, did_you_mean
 
-_LARGEST = 100_000
+_LARGEST, _DEEPEST = 100_000, 100
 _TAGS = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str", "seq", "map", "merge")}
 
 
@@ -37,6 +37,12 @@ class _Loader(yaml.SafeLoader):
         self._sizes: dict[yaml.Node, int] = {}
         self._count(node)
         return self.construct_document(node)
+
+    def fetch_flow_collection_start(self, TokenClass: Any) -> None:
+        """Begin a list or mapping in brackets; the time that PyYAML takes grows with the square of their depth."""
+        if self.flow_level >= _DEEPEST:
+            raise yaml.scanner.ScannerError(None, None, "brackets are nested too deeply", self.get_mark())
+        super().fetch_flow_collection_start(TokenClass)
 
     def _count(self, node: yaml.Node) -> int:
         """Return how many values a node comes to."""
@@ -115,10 +121,14 @@ def _plain(construct: Callable[[Any], Any], node: yaml.ScalarNode) -> Any:
         raise _problem(f"{node.value[:40]!r} is not what its tag says", node) from None
 
 
-def read_text(path: Path, error_class: type[AutorankError], hint: str = "") -> str:
-    """Read a text file; `error_class` says in one line why it cannot be read."""
+def read_text(path: Path, error_class: type[AutorankError], hint: str = "", most: int = 1 << 20) -> str:
+    """Read a text file of `most` bytes at most; `error_class` says in one line why it cannot be read."""
     try:
-        return path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            data = file.read(most + 1)
+        if len(data) > most:
+            raise error_class(f"{path}: larger than {most / 2**20:g} MB, which no such file is")
+        return data.decode("utf-8")
     except FileNotFoundError:
         raise error_class(f"{path}: no such file{hint}") from None
     except UnicodeDecodeError:

@@ -507,7 +507,7 @@ class TestLoadRefuses:
             pytest.param(lambda d: shutil.rmtree(d), ExportError, "is not a directory", id="no directory"),
             pytest.param(lambda d: (d / "plan.json").unlink(), PlanError, "plan.json does not exist", id="no plan"),
             pytest.param(lambda d: _rewrite(d / "plan.json", "{"), PlanError, "not JSON: line 1", id="plan cut off"),
-            pytest.param(lambda d: _rewrite(d / "plan.json", b"\xff\xfe\0"), PlanError, "not a plan", id="plan binary"),
+            pytest.param(lambda d: _rewrite(d / "plan.json", b"\xff\xfe\0"), PlanError, "not a text file", id="plan binary"),
             pytest.param(lambda d: _rewrite(d / "plan.json", "[1]"), PlanError, "not a plan", id="plan a list"),
             pytest.param(lambda d: _rewrite(d / "plan.json", "[" * 99999), PlanError, "not a plan", id="plan nested"),
             pytest.param(lambda d: _rewrite(d / "plan.json", "{}"), PlanError, "'layers' is missing", id="plan empty"),

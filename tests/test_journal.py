@@ -49,7 +49,7 @@ def record(number: int, **more: object) -> TrialRecord:
         "score_before": 80.0,
         "score_bn": 81.0,
         "cost": Cost(500, 50, 200, 1.5),
-        "kept": {"macs_kept": 0.5},
+        "kept": {"macs_kept": 0.5, "params_kept": 0.5, "bytes_kept": 0.5},
         "layers": (LayerResult("conv", CHOICE, 0.1, 5, 6, 7, 8, output_error=0.05, full_rank=(16, 9)),),
         "curve": ((0, 1.0), (9, 0.5)),
         "seconds": {"fit": 0.1},
@@ -183,7 +183,7 @@ def test_damage_in_the_middle_is_named_with_its_line(tmp_path: Path) -> None:
 def test_a_nan_score_is_written_as_null_not_as_invalid_json(tmp_path: Path) -> None:
     with Journal(tmp_path) as journal:
         journal.write_header(HEADER)
-        journal.write_trial(record(0, loss=float("nan"), kept={"macs_kept": float("inf")}))
+        journal.write_trial(record(0, loss=float("nan"), kept={"macs_kept": float("inf"), "params_kept": 0.5, "bytes_kept": 0.5}))
     assert read(tmp_path).records[0].loss is None
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from autorank.copying import model_copy
 from autorank.errors import ConfigError, MissingExtraError, ModelError, describe
+from autorank.privacy import remember
 from autorank.tasks.factories import call, extend_path, near, resolve
 from autorank.tasks.randomness import PrivateRandom
 from autorank.tasks.weights import load_into, read_weights
@@ -101,6 +102,7 @@ def build(name: str, args: Mapping[str, Any]) -> nn.Module:
     MissingExtraError
         If timm or torchvision is not installed.
     """
+    remember(args)  # in every process that has them: what fails there must not tell
     scheme, colon, rest = name.partition(":")
     if not colon or scheme not in SCHEMES or not rest:
         raise ConfigError(

@@ -14,6 +14,8 @@ from autorank.types.plans import Choice, Fidelity, Plan, Want, trial_key
 
 LATEST = 253402300800.0
 """The end of the year 9999 in Unix time, beyond which no date can be written."""
+_ALWAYS_KEPT = frozenset(["macs_kept", "params_kept", "bytes_kept"])
+_KEPT = _ALWAYS_KEPT | {"latency_kept"}
 _LINEAGE = re.compile("([0-9a-f]{12})?")
 
 Status = Literal["complete", "pruned", "failed"]
@@ -229,6 +231,8 @@ class TrialRecord:
         record: TrialRecord = decoded(cls, data, {"plan": plan, "layers": tuple(map(result, layers))})
         if record.number < 0 or not 0 <= record.started < LATEST or not _LINEAGE.fullmatch(record.lineage):
             raise ValueError("its number, time or lineage is none")  # a lineage is part of a file's name
+        if not record.kept.keys() <= _KEPT or (record.cost is not None and not record.kept.keys() >= _ALWAYS_KEPT):
+            raise ValueError("kept: has not what belongs to a cost, and nothing else")
         return record
 
 
@@ -344,6 +348,9 @@ class SweepHeader:
         header: SweepHeader = decoded(cls, data)
         if not 0 <= header.created < LATEST:
             raise ValueError(f"created: {header.created!r} is no time")
+        axes = {axis.name for axis in header.objectives} | {bound.name for bound in header.constraints}
+        if unknown := axes - _KEPT - {"score"}:
+            raise ValueError(f"{min(unknown)!r} is neither the score nor a cost")
         for row in header.layers:
             shape = row.get("weight_shape", ())
             if not isinstance(row.get("name"), str) or not isinstance(shape, list | tuple):
