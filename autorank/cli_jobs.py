@@ -97,12 +97,13 @@ def _submit(
     check_sweep_dir(settings.sweep_dir)
     if not resume and (settings.model is None or settings.data is None):
         raise ConfigError("name --model and --data, or model: and data: in a sweep file")
+    changes = _resume_flags(settings) if resume else []
     server = Jobs(address)
     if server.open_to_all:
         _note(f"{server.address} asks for no token: whoever reaches it can run anything there")
     driver = {"driver_cpus": driver_cpus, "driver_gpus": driver_gpus}
     if resume:
-        job = server.resume(settings.sweep_dir, _resume_flags(settings), **driver)
+        job = server.resume(settings.sweep_dir, changes, **driver)
     else:
         job, notes = server.submit(
             settings, code=code, exclude=exclude or (), paths_are_there=paths_on_cluster, **driver

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 import autorank
-from autorank import jobfiles, jobrun
+from autorank import cli, jobfiles, jobrun
 from autorank.config import SweepConfig
 from autorank.errors import AutorankError, ConfigError
 from autorank.jobs import Jobs, check_sweep_dir
@@ -195,6 +195,16 @@ def test_a_sweep_directory_that_does_not_outlive_the_job_is_refused(path: str | 
         check_sweep_dir(path)
     assert check_sweep_dir("/shared/sweeps/net") == []
     assert "does not last" in check_sweep_dir("/shared/../tmp/net")[0]
+
+
+def test_what_cannot_change_is_refused_before_a_sweep_is_gone_on_with(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["submit", "--resume", "--sweep-dir", "/shared/net", "--seed", "3", "--address", "http://127.0.0.1:9"]
+    monkeypatch.setattr(sys, "argv", ["autorank", *arguments])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "seed cannot change when a sweep is resumed" in capsys.readouterr().err
 
 
 def packed(project: Path, target: Path, **changes: object) -> dict[str, object]:
