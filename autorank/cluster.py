@@ -64,9 +64,11 @@ class Joined:
 
 
 def quiet(more: Mapping[str, str] | None = None) -> None:
-    """Set what keeps Ray from printing and from catching signals; call it before the first import of ray."""
+    """Import Ray, for the first time, with settings that keep it from printing and from catching signals."""
     for key, value in {**QUIET, **(more or {})}.items():
         os.environ.setdefault(key, value)
+    import ray  # noqa: F401 (it sets the level of its logger when it is imported)
+
     logging.getLogger("ray").setLevel(logging.CRITICAL)  # what a user should know is said by ourselves, in one line
 
 

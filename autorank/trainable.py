@@ -129,14 +129,14 @@ class Worker:
             self._files.close()
 
 
-def _trouble(error: Exception) -> str:
-    said = " ".join(f"{type(error).__name__}: {error}".split())[:600]
-    return f"{socket.gethostname()}: {said}"
-
-
 def trainable() -> type:
     """Return the class that Ray Tune runs; it imports nothing of autorank before it can say that it is missing."""
     from ray import tune
+
+    # Inside, so that it travels with the class.
+    def trouble(error: Exception) -> str:
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:600]
+        return f"{socket.gethostname()}: {said}"
 
     class TrialTrainable(tune.Trainable):
         """One worker."""
@@ -152,7 +152,7 @@ def trainable() -> type:
 
                 self._worker = Worker(Shared(**given))
             except Exception as error:
-                self._trouble = _trouble(error)
+                self._trouble = trouble(error)
 
         def reset_config(self, new_config: dict[str, Any]) -> bool:
             self._job = new_config["job"]
@@ -163,7 +163,7 @@ def trainable() -> type:
                 try:
                     record, notes = self._worker.run(self._job)
                 except Exception as error:
-                    self._trouble = _trouble(error)
+                    self._trouble = trouble(error)
             if self._trouble:
                 # Not the trial's fault, and the next one would end alike: the sweep says so and stops.
                 return {"trouble": self._trouble, "score": 0.0, "done": True}
