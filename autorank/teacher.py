@@ -8,6 +8,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,8 @@ class Teacher:
         Row at which each batch begins, and the end of the last one.
     path : Path or None
         The file that `rows` maps.
+    sums : tuple of str
+        The hash of each batch, by which a file that is damaged while it is mapped is noticed.
     """
 
     seed: int
@@ -51,6 +54,7 @@ class Teacher:
     rows: NDArray[np.float32] | None = None
     offsets: tuple[int, ...] = (0,)
     path: Path | None = None
+    sums: tuple[str, ...] = ()
 
     @classmethod
     def build(
@@ -126,7 +130,13 @@ class Teacher:
         if self.rows is None or step >= self.steps:
             return None
         start, stop = self.offsets[step : step + 2]
-        return torch.from_numpy(np.array(self.rows[start:stop])) if stop - start == examples else None
+        if stop - start != examples:
+            return None
+        found = np.array(self.rows[start:stop])
+        if self.sums and _sum(found) != self.sums[step]:  # the file has changed below the map: computed on the fly
+            tell(f"{self.path} is damaged; the dense model's outputs are computed where they are needed")
+            return None
+        return torch.from_numpy(found)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | ({"rows": None} if self.path is not None else {})
@@ -193,12 +203,13 @@ def _read(path: Path, key: str, fresh: Teacher) -> Teacher | None:
             return None
         rows = np.load(path, mmap_mode="r", allow_pickle=False)
         offsets = tuple(int(offset) for offset in note["offsets"])
+        sums = tuple(map(str, note["sums"]))
         # np.load also opens an archive of arrays, whatever its name.
         sound = isinstance(rows, np.ndarray) and rows.dtype == np.float32 and list(offsets) == sorted(offsets)
     except (OSError, ValueError, EOFError, KeyError, TypeError, RecursionError):
         return None
-    whole = sound and offsets[:1] == (0,) and offsets[-1] == len(rows)
-    return Teacher(fresh.seed, fresh.batch_size, rows, offsets, path) if whole else None
+    whole = sound and offsets[:1] == (0,) and offsets[-1] == len(rows) and len(sums) == len(offsets) - 1
+    return Teacher(fresh.seed, fresh.batch_size, rows, offsets, path, sums) if whole else None
 
 
 def _write(path: Path, key: str, rows: NDArray[np.float32], offsets: tuple[int, ...]) -> None:
@@ -206,10 +217,15 @@ def _write(path: Path, key: str, rows: NDArray[np.float32], offsets: tuple[int, 
     with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as directory:
         part = Path(directory) / "rows.npy"
         np.save(part, rows, allow_pickle=False)
-        note = {"key": key, "sha256": _file_hash(part), "offsets": offsets}
+        sums = [_sum(rows[start:stop]) for start, stop in pairwise(offsets)]
+        note = {"key": key, "sha256": _file_hash(part), "offsets": offsets, "sums": sums}
         (Path(directory) / "note.json").write_text(json.dumps(note))
         os.replace(part, path)
         os.replace(Path(directory) / "note.json", note_of(path))
+
+
+def _sum(rows: NDArray[np.float32]) -> str:
+    return hashlib.sha256(rows.tobytes()).hexdigest()
 
 
 def _file_hash(path: Path) -> str:
