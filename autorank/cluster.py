@@ -111,8 +111,8 @@ def joined(config: SweepConfig, device: str, code: Path | None) -> Iterator[Join
         The address does not answer, versions differ, or no node can ever hold a trial.
     """
     assert config.cluster is not None
-    quiet(BRIEF)
     _use_token()
+    quiet(BRIEF)
     import ray
 
     if ray.is_initialized():
