@@ -31,7 +31,7 @@ from tests import exporting, models
 from tests.exporting import TINY, Case
 
 ROOT = Path(__file__).parent.parent
-NAMES = ["model.onnx", "model.pt2", "model.safetensors", "plan.json", "report.md"]
+NAMES = ["model.onnx", "model.pt2", "model.safetensors", "plan.json", "report.json", "report.md"]
 ZOO = ["shared_residual", "conv1d", "conv3d", "two_inputs", "tied", "generator", "reparametrised", "padding_modes"]
 ZOO += ["attention"]
 
@@ -110,7 +110,7 @@ class TestWhole:
     @pytest.mark.parametrize("formats", [("safetensors",), ("pt2",), ("onnx",)], ids=lambda names: names[0])
     def test_one_format_alone(self, tiny: Case, tmp_path: Path, formats: tuple[str, ...]) -> None:
         result = tiny.export(tmp_path / "out", formats=formats)
-        assert [path.name for path in result.files] == ["plan.json", f"model.{formats[0]}", "report.md"]
+        assert [path.name for path in result.files] == ["plan.json", f"model.{formats[0]}", "report.md", "report.json"]
 
 
 class TestLoadedElsewhere:
@@ -420,7 +420,7 @@ class TestTarget:
             tiny.export(copied, formats=("safetensors",))
         assert sorted(path.name for path in copied.iterdir()) == NAMES
         tiny.export(copied, formats=("safetensors",), overwrite=True)
-        assert sorted(path.name for path in copied.iterdir()) == ["model.safetensors", "plan.json", "report.md"]
+        assert sorted(path.name for path in copied.iterdir()) == ["model.safetensors", "plan.json", "report.json", "report.md"]
         assert [path.name for path in copied.parent.iterdir()] == ["copy"]
 
     def test_a_users_own_file_in_an_earlier_export_is_kept(self, tiny: Case, copied: Path) -> None:

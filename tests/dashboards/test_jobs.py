@@ -130,6 +130,7 @@ def test_an_export_is_the_model_of_the_sweep_wherever_the_server_was_started(
         "model.onnx",
         "model.safetensors",
         "plan.json",
+        "report.json",
         "report.md",
     ]
     assert_same(directory, view, number)
