@@ -40,7 +40,7 @@ def plan_of(data: object, where: str) -> Plan:
         return Plan.from_json(data)
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         said = error.args[0] if isinstance(error, KeyError) and error.args else describe(error).partition(": ")[2]
-        said = f"it has no key {said!r}" if said in ("layers", "format", "rank") else said
+        said = f"{said!r} is missing" if said in ("layers", "format", "rank") else said
         raise PlanError(f"{where} is not a plan: {said}") from None
 
 

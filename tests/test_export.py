@@ -420,7 +420,12 @@ class TestTarget:
             tiny.export(copied, formats=("safetensors",))
         assert sorted(path.name for path in copied.iterdir()) == NAMES
         tiny.export(copied, formats=("safetensors",), overwrite=True)
-        assert sorted(path.name for path in copied.iterdir()) == ["model.safetensors", "plan.json", "report.json", "report.md"]
+        assert sorted(path.name for path in copied.iterdir()) == [
+            "model.safetensors",
+            "plan.json",
+            "report.json",
+            "report.md",
+        ]
         assert [path.name for path in copied.parent.iterdir()] == ["copy"]
 
     def test_a_users_own_file_in_an_earlier_export_is_kept(self, tiny: Case, copied: Path) -> None:
@@ -507,7 +512,7 @@ class TestLoadRefuses:
             pytest.param(lambda d: shutil.rmtree(d), ExportError, "is not a directory", id="no directory"),
             pytest.param(lambda d: (d / "plan.json").unlink(), PlanError, "plan.json does not exist", id="no plan"),
             pytest.param(lambda d: _rewrite(d / "plan.json", "{"), PlanError, "not JSON: line 1", id="plan cut off"),
-            pytest.param(lambda d: _rewrite(d / "plan.json", b"\xff\xfe\0"), PlanError, "not a text file", id="plan binary"),
+            pytest.param(lambda d: _rewrite(d / "plan.json", b"\xff\xfe\0"), PlanError, "not a text", id="plan binary"),
             pytest.param(lambda d: _rewrite(d / "plan.json", "[1]"), PlanError, "not a plan", id="plan a list"),
             pytest.param(lambda d: _rewrite(d / "plan.json", "[" * 99999), PlanError, "not a plan", id="plan nested"),
             pytest.param(lambda d: _rewrite(d / "plan.json", "{}"), PlanError, "'layers' is missing", id="plan empty"),
