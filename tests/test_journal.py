@@ -183,7 +183,9 @@ def test_damage_in_the_middle_is_named_with_its_line(tmp_path: Path) -> None:
 def test_a_nan_score_is_written_as_null_not_as_invalid_json(tmp_path: Path) -> None:
     with Journal(tmp_path) as journal:
         journal.write_header(HEADER)
-        journal.write_trial(record(0, loss=float("nan"), kept={"macs_kept": float("inf"), "params_kept": 0.5, "bytes_kept": 0.5}))
+        journal.write_trial(
+            record(0, loss=float("nan"), kept={"macs_kept": float("inf"), "params_kept": 0.5, "bytes_kept": 0.5})
+        )
     assert read(tmp_path).records[0].loss is None
 
 
