@@ -23,7 +23,7 @@ from autorank.trainable import trainable, versions_here
 from autorank.trial import TrialContext, failed
 from autorank.trouble import tell
 from autorank.types import TrialRecord
-from autorank.watching import MAX_FAILURES, gone, processes, unheard, watcher
+from autorank.watching import MAX_FAILURES, gone, unheard, watcher
 
 
 def run(
@@ -134,7 +134,6 @@ def _own(ray: Any, cpus: int, gpus: int, directory: Path) -> Iterator[None]:
                 log_to_driver=False,
                 configure_logging=False,
             )
-        reaper.add(processes(ray).values())
         with unheard():
             try:
                 yield

@@ -2,8 +2,9 @@
 
 Ray's server and raylet end with the driver, and the workers with the raylet; but its agents, which notice only after a
 minute, and what a user's code has started in a worker would stay. So a process of a few megabytes waits for the end of
-the driver, which closes a pipe, and kills Ray's processes and all that carry a mark in their environment. Where there
-is no ``/proc``, it kills nothing.
+the driver, which closes a pipe, and kills all that carry a mark in their environment. Ray's agents write their name
+over theirs: they are known by that name, by the driver's process group, and by having lost their raylet. Where there is
+no ``/proc``, nothing is killed.
 """
 
 from __future__ import annotations
@@ -12,29 +13,28 @@ import os
 import secrets
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 MARK = "AUTORANK_RAY"
 
 _CODE = """
 import os, signal, sys, time
-mark, text, me = os.fsencode(sys.argv[1]), sys.argv[2], os.getpid()
-given = sys.stdin.read().split("\\n")
-if given[-1] != "done":
+mark, text, group, me = os.fsencode(sys.argv[1]), sys.argv[2], sys.argv[3], os.getpid()
+if sys.stdin.read() != "done":
     print(text, file=sys.stderr, flush=True)
-known = dict(line.split() for line in given[:-1])
-def begun(name):
-    with open(f"/proc/{name}/stat") as file:
-        state, *rest = file.read().rpartition(")")[2].split()
-    return None if state == "Z" else rest[18]
+def read(name, what):
+    with open(f"/proc/{name}/{what}", "rb") as file:
+        return file.read()
+def orphan(name):
+    state, parent, its_group, *rest = read(name, "stat").rpartition(b")")[2].decode().split()
+    if its_group != group or not read(name, "cmdline").startswith(b"ray::"):
+        return False
+    return b"raylet" not in read(parent, "cmdline")
 def left():
     for name in filter(str.isdigit, os.listdir("/proc") if os.path.isdir("/proc") else ()):
         try:
-            with open(f"/proc/{name}/environ", "rb") as file:
-                marked = mark in file.read().split(b"\\0")
-            if int(name) != me and (marked or known.get(name, "") == begun(name)):
+            if int(name) != me and (mark in read(name, "environ").split(b"\\0") or orphan(name)):
                 yield int(name)
         except OSError:
             pass
@@ -61,7 +61,7 @@ class Reaper:
     def __init__(self, text: str) -> None:
         self._mark = secrets.token_hex(8)
         self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", _CODE, f"{MARK}={self._mark}", text],
+            [sys.executable, "-I", "-S", "-c", _CODE, f"{MARK}={self._mark}", text, str(os.getpgid(0))],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             start_new_session=True,  # a Ctrl-C is not for it
@@ -76,19 +76,6 @@ class Reaper:
             yield
         finally:
             del os.environ[MARK]
-
-    def add(self, pids: Iterable[int]) -> None:
-        """Also kill these processes and their children: some write their name over their environment."""
-        children: dict[int, list[tuple[int, str]]] = {}
-        begun: dict[int, str] = {}
-        for place in Path("/proc").glob("[0-9]*"):
-            with suppress(OSError):
-                fields = (place / "stat").read_text().rpartition(")")[2].split()
-                begun[int(place.name)] = fields[19]
-                children.setdefault(int(fields[1]), []).append((int(place.name), fields[19]))
-        for pid in pids:
-            for each, when in [(pid, begun.get(pid, "gone")), *children.get(pid, [])]:
-                self._tell(f"{each} {when}\n")
 
     def close(self) -> None:
         """Kill what is left of the processes."""

@@ -89,18 +89,11 @@ def watcher(timeout: float | None, say: Callable[[str], None]) -> Any:
     return Watcher()
 
 
-def processes(ray: Any) -> dict[str, int]:
-    """Return the parts of a Ray that this process has started, with their process ids."""
-    return {part: started.pid for part, started in _started(ray)}
-
-
 def gone(ray: Any) -> str:
-    """Return which part is no more that no sweep can do without; empty when all is well."""
-    return next((part for part, started in _started(ray) if part in _PARTS and started.poll() is not None), "")
-
-
-def _started(ray: Any) -> Iterator[tuple[str, Any]]:
+    """Return which part of a Ray that this process has started is no more; empty when all is well."""
     node = ray._private.worker.global_worker.node
-    for part, found in (node.all_processes if node is not None else {}).items():
-        for each in found:
-            yield part, each.process
+    for part in _PARTS:
+        for started in node.all_processes.get(part, ()) if node is not None else ():
+            if started.process.poll() is not None:
+                return part
+    return ""

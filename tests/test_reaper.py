@@ -19,9 +19,11 @@ quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 sleeper = [sys.executable, "-c", "import time; time.sleep(600)"]
 with reaper.marking():
     marked = subprocess.Popen(sleeper, **quiet)
-named = subprocess.Popen(sleeper, **quiet)
+agent = "import os, time; os.execvp(sys.executable, ['ray::Agent', '-c', 'import time; time.sleep(600)'])"
+named = subprocess.Popen([sys.executable, "-c", "import sys; " + agent], **quiet)
 spared = subprocess.Popen(sleeper, **quiet)
-reaper.add([named.pid])
+while not open(f"/proc/{named.pid}/cmdline").read().startswith("ray::"):
+    time.sleep(0.01)
 print(marked.pid, named.pid, spared.pid, flush=True)
 if sys.argv[1] == "closed":
     reaper.close()
@@ -41,7 +43,11 @@ def alive(pid: int) -> bool:
 @pytest.mark.parametrize("how", ["killed", "closed"])
 def test_what_was_started_ends_with_the_process_and_nothing_else_does(how: str) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-c", CODE, how], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", CODE, how],
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout is not None
     marked, named, spared = map(int, process.stdout.readline().split())
