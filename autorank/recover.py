@@ -110,7 +110,7 @@ class Recovery:
                 "a number from 0, or null",
             ),
             "features": (_real(self.features) and self.features >= 0, "a number from 0"),
-            "optimizer": (self.optimizer in DEFAULTS, " or ".join(map(repr, DEFAULTS))),
+            "optimizer": (self.optimizer in list(DEFAULTS), " or ".join(map(repr, DEFAULTS))),
             "distill": (_real(self.distill) and 0 <= self.distill <= 1, "a number from 0 to 1"),
             "temperature": (_real(self.temperature) and self.temperature > 0, "a number above 0"),
             "grad_clip": (

@@ -66,7 +66,7 @@ def _is_pattern(value: str) -> str:
     if kind == "re":
         try:
             re.compile(rest)
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             why = {"value": value, "error": str(error)}
             raise PydanticCustomError("pattern", "{value} is not a regular expression: {error}", why) from None
     return value

@@ -348,6 +348,10 @@ class SweepHeader:
         header: SweepHeader = decoded(cls, data)
         if not 0 <= header.created < LATEST:
             raise ValueError(f"created: {header.created!r} is no time")
+        for key in ("trials", "max_drop", "seed"):  # the settings that are shown and reckoned with as they stand here
+            value = header.config.get(key)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+                raise ValueError(f"config: {key} is no number")
         axes = {axis.name for axis in header.objectives} | {bound.name for bound in header.constraints}
         if unknown := axes - _KEPT - {"score"}:
             raise ValueError(f"{min(unknown)!r} is neither the score nor a cost")
