@@ -140,8 +140,7 @@ def _with(contents: JournalContents, records: dict[int, TrialRecord], entry: Map
             return replace(contents, header=SweepHeader.from_json(entry["header"]))
         case "settings" if contents.header is not None:
             changed = decoder(Mapping[str, Any])(entry["config"])
-            header = replace(contents.header, config={**contents.header.config, **changed})
-            return replace(contents, header=header)
+            return replace(contents, header=contents.header.with_settings(changed))
         case "trial":
             record = TrialRecord.from_json(entry["record"])
             records[record.number] = record

@@ -115,7 +115,8 @@ def remember(settings: Any, key: str = "") -> None:
 
 def hidden(text: str) -> str:
     """Return a foreign text, such as an error's, without addresses' passwords and without secrets that are known."""
-    given = {value for name, value in os.environ.items() if _is_secret(name, value) and len(value) >= _LEAST}
+    named = {name: value for name, value in os.environ.items() if not name.endswith("PWD")}  # the working directory
+    given = {value for name, value in named.items() if _is_secret(name, value) and len(value) >= _LEAST}
     for secret in sorted(_known | given, key=len, reverse=True):
         text = text.replace(secret, MASK)
     return public(text)

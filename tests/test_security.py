@@ -521,3 +521,8 @@ def test_errors_hide_secrets(message: str, monkeypatch: pytest.MonkeyPatch) -> N
     text = str(SweepError(message))
     assert LOGIN not in text
     assert PASSWORD not in text
+
+
+def test_the_working_directory_is_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PWD", str(tmp_path))
+    assert str(tmp_path) in str(SweepError(f"there is nothing in {tmp_path}"))

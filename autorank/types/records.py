@@ -338,6 +338,15 @@ class SweepHeader:
             return self
         return replace(self, dense_cost=replace(self.dense_cost, latency_ms=dense.latency_ms))
 
+    def with_settings(self, changed: Mapping[str, Any]) -> SweepHeader:
+        """Return the header with some settings changed; ValueError when one that is reckoned with is no number."""
+        config = {**self.config, **changed}
+        for key in ("trials", "max_drop", "seed"):
+            value = config.get(key)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+                raise ValueError(f"config: {key} is no number")
+        return replace(self, config=config)
+
     def to_json(self) -> dict[str, Any]:
         """Return a plain dictionary."""
         return asdict(self)
@@ -348,10 +357,7 @@ class SweepHeader:
         header: SweepHeader = decoded(cls, data)
         if not 0 <= header.created < LATEST:
             raise ValueError(f"created: {header.created!r} is no time")
-        for key in ("trials", "max_drop", "seed"):  # the settings that are shown and reckoned with as they stand here
-            value = header.config.get(key)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-                raise ValueError(f"config: {key} is no number")
+        header.with_settings({})
         axes = {axis.name for axis in header.objectives} | {bound.name for bound in header.constraints}
         if unknown := axes - _KEPT - {"score"}:
             raise ValueError(f"{min(unknown)!r} is neither the score nor a cost")
