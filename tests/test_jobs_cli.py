@@ -110,7 +110,7 @@ def test_a_sweep_runs_as_a_job_and_is_followed_to_its_end(call: Call, head: Head
     followed = call("logs", job, "--follow")
     assert followed.stderr.strip() == f"{job}: done"
     assert "3/3 complete" in followed.stdout
-    assert numbers(sweep) == [0, 1, 2]
+    assert sorted(numbers(sweep)) == [0, 1, 2]
     assert autorank.open_sweep(sweep).config.address == "auto"  # it joined the cluster that it ran on
     row = listed(call, job)
     assert (row["state"], row["trials"], row["sweep"]) == ("done", [3, 3], str(sweep))
