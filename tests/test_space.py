@@ -581,7 +581,7 @@ TEXTS = {
     "a list": ("- 1\n", r"space\.yaml: a search space is a mapping"),
     "python object": (
         "version: !!python/object/apply:os.getcwd []\n",
-        r"space\.yaml: line 1 could not determine a constr",
+        r"space\.yaml: line 1 a value of type os\.getcwd has no place here",
     ),
     "wrong value": (
         "version: 1\ndefaults: {multiple_of: x}\n",
