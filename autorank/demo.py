@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -79,6 +80,18 @@ def prepare_weights(path: Path) -> float:
     return evaluate(model, task, "validation").score
 
 
+def settings(weights: Path) -> dict[str, Any]:
+    """Return what a search over the network with these weights is told: model, data, space, fine-tune."""
+    return {
+        "model": MODEL,
+        "weights": str(weights),
+        "data": "digits",
+        "validation": 0.2,
+        "space": QUICK,
+        "recovery": {"steps": 60, "batch_size": 64},
+    }
+
+
 def run(directory: Path, trials: int = 40) -> None:
     """Train, sweep, print the front, export the recommended point."""
     from autorank.show import print_result
@@ -92,14 +105,9 @@ def run(directory: Path, trials: int = 40) -> None:
     sweep = directory / time.strftime("demo-%Y%m%d-%H%M%S")
     print(f"searching formats and ranks for its layers: {trials} trials in {sweep}")
     result = search(
-        model=MODEL,
-        weights=str(weights),
-        data="digits",
-        validation=0.2,
+        **settings(weights),
         trials=trials,
-        space=QUICK,
         sweep_dir=str(sweep),
-        recovery={"steps": 60, "batch_size": 64},
     )
     print_result(result)
     exported = result.export(say=print)

@@ -116,21 +116,16 @@ def _at(records: Sequence[Any], share: float) -> float:
 def real(scratch: Path, trials: int) -> dict[str, Any]:
     """Run the same trials of the digits network with one and two workers."""
     import autorank
-    from autorank.demo import MODEL, QUICK, prepare_weights
+    from autorank.demo import prepare_weights, settings
 
     weights = scratch / "net.safetensors"
     prepare_weights(weights)
     seconds = {}
     for count in (1, 2):
         result = autorank.search(
-            model=MODEL,
-            weights=str(weights),
-            data="digits",
-            validation=0.2,
+            **settings(weights),
             trials=trials,
-            space=QUICK,
             strategy="random",
-            recovery={"steps": 60, "batch_size": 64},
             workers=count,
             lookahead=4,
             sweep_dir=str(scratch / f"real-{count}"),

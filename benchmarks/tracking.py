@@ -23,19 +23,14 @@ sys.path.insert(0, str(ROOT))
 def sweep(place: Path, weights: Path, trials: int, tracking: bool) -> dict[str, float]:
     """Run a sweep; return its wall seconds, from the call to the result, and of the search alone."""
     import autorank
-    from autorank.demo import MODEL, QUICK
+    from autorank.demo import settings
 
     begun = time.monotonic()
     result = autorank.search(
-        model=MODEL,
-        weights=str(weights),
-        data="digits",
-        validation=0.2,
+        **settings(weights),
         trials=trials,
-        space=QUICK,
         strategy="tpe",
         seed=0,
-        recovery={"steps": 60, "batch_size": 64},
         sweep_dir=str(place),
         tracking=tracking,
     )
