@@ -301,7 +301,9 @@ def save(stats: Mapping[str, LayerStats], path: str | Path) -> None:
     tensors = {f"covariance {name}": s.covariance.contiguous() for name, s in stats.items()}
     tensors |= {f"gradient {name}": s.gradient.contiguous() for name, s in stats.items() if s.gradient is not None}
     text = json.dumps(meta, sort_keys=True)
-    save_file(tensors, str(path), metadata={"layers": text, "digest": digest_all(tensors, text)})
+    # One entry: safetensors writes several in an order that differs from one process to the next.
+    header = {"layers": meta, "digest": digest_all(tensors, text)}
+    save_file(tensors, str(path), metadata={"statistics": json.dumps(header, sort_keys=True)})
 
 
 def load(path: str | Path) -> dict[str, LayerStats]:
@@ -316,10 +318,10 @@ def load(path: str | Path) -> dict[str, LayerStats]:
 
     try:
         with safe_open(str(path), framework="pt") as file:
-            header = file.metadata() or {}
+            header = json.loads((file.metadata() or {})["statistics"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
         # Safetensors notices a missing end, not a changed byte.
-        if header.get("digest") not in (None, digest_all(tensors, header["layers"])):
+        if header["digest"] != digest_all(tensors, json.dumps(header["layers"], sort_keys=True)):
             raise ValueError("its content is not what was written")
         return {
             name: LayerStats(
@@ -328,7 +330,7 @@ def load(path: str | Path) -> dict[str, LayerStats]:
                 bool(factorised),
                 tensors[f"gradient {name}"] if gradient else None,
             )
-            for name, (count, factorised, gradient) in json.loads(header["layers"]).items()
+            for name, (count, factorised, gradient) in header["layers"].items()
         }
     except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
         raise DataError(f"{path}: not a file of layer statistics ({type(error).__name__}: {error})") from None

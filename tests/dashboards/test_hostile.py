@@ -211,9 +211,13 @@ def ask(address: str, path: str, body: object = None) -> tuple[int, str]:
 class TestRequests:
     @pytest.mark.parametrize("path", ["/dashboard/", "/dashboard/standing"])
     def test_an_address_of_100_kilobytes(self, served, path):
-        status, text = ask(served.dashboard, f"{path}?sweep={'z' * 100_000}")
+        try:
+            status, text = ask(served.dashboard, f"{path}?sweep={'z' * 100_000}")
+        except ConnectionError:  # refused, and closed, before all of it was sent
+            status, text = 400, ""
         assert status < 500
         assert "Traceback" not in text
+        assert ask(served.dashboard, path)[0] == 200
 
     @pytest.mark.parametrize("path", ["passwd", "0" * 32, "..", "plain-1.zip", "a" * 5000])
     def test_an_archive_that_nobody_made_is_not_found(self, served, path):
