@@ -18,9 +18,14 @@ from autorank.formats.replacing import in_place_of
 from autorank.layout import canonical_weight, stored_weight
 from autorank.measure import undisturbed
 from autorank.modules import Reading, read, substitute
+from autorank.quant.build import quantized_layer, without_bits
+from autorank.quant.fake import ACTIVATION_BITS, WEIGHT_BITS
 from autorank.seeding import seeded
 from autorank.solvers.whitening import LayerStats
 from autorank.types import Choice, LayerResult, LayerSpec, Plan
+
+DENSE = "dense"
+"""What stands for the format of a layer that keeps its kernel and has bits."""
 
 
 def check(model: nn.Module, plan: Plan, *, specs: Sequence[LayerSpec] = ()) -> None:
@@ -51,7 +56,7 @@ def apply(
     cache: FitCache | None = None,
     trained: Mapping[str, nn.Module] | None = None,
 ) -> tuple[nn.Module, tuple[LayerResult, ...]]:
-    """Return a decomposed copy of a model.
+    """Return a decomposed copy of a model; layers with bits compute in floating point until they are calibrated.
 
     Parameters
     ----------
@@ -98,13 +103,20 @@ def apply(
     results = []
     changes: dict[nn.Module, nn.Module] = {}
     for (name, choice), old in zip(plan.layers, _targets(copied, plan), strict=True):
-        fmt, spec = formats.get(choice.format), known[name]
+        spec = known[name]
         weight = old.weight
         assert isinstance(weight, Tensor)
         done = (trained or {}).get(name)
+        if choice.format == DENSE:
+            kept_layer = old if done is None else without_bits(done).to(weight.device).train(old.training)
+            changes[old] = quantized_layer(kept_layer, choice, name)
+            results.append(LayerResult(name, choice, 0.0, spec.macs, spec.params, spec.macs, spec.params, full_rank=()))
+            continue
+        fmt = formats.get(choice.format)
         with undisturbed():
             if done is not None:
-                changes[old] = model_copy(done).to(weight.device).train(old.training)
+                done = without_bits(done)
+                changes[old] = done.to(weight.device).train(old.training)
                 factors = fmt.factors_of(done, spec, choice.rank, choice.options)
                 kept = fmt.sensitivity(factors, spec, choice.rank, choice.options)
                 info: dict[str, Any] = {"weight_error": 0.0, "output_error": None, "sensitivity": kept}
@@ -112,6 +124,7 @@ def apply(
                 plain = canonical_weight(weight.detach(), spec)
                 factors, info = cache.get_or_fit(fmt, plain, spec, choice, (stats or {}).get(name), plan.seed)
                 changes[old] = _layer(old, spec, choice, factors)
+            changes[old] = quantized_layer(changes[old], choice, name)
         cost = fmt.cost(spec, choice.rank, choice.options)
         results.append(
             LayerResult(
@@ -145,13 +158,19 @@ def kernels(dense: nn.Module, plan: Plan, model: nn.Module) -> dict[str, Tensor]
     Returns
     -------
     dict of Tensor, shape (T, S/groups, K1, ..., Kd)
-        In float64, on the device of the model.
+        In float64, on the device of the model; of layers with bits those of the weights that are trained.
     """
     found = {}
     for name, spec in _checked(dense, plan, ()).items():
         choice = plan.choices[name]
+        layer = without_bits(model.get_submodule(name))
+        if choice.format == DENSE:
+            weight = layer.weight
+            assert isinstance(weight, Tensor)
+            found[name] = canonical_weight(weight.detach().double(), spec)
+            continue
         fmt = formats.get(choice.format)
-        factors = fmt.factors_of(model.get_submodule(name), spec, choice.rank, choice.options)
+        factors = fmt.factors_of(layer, spec, choice.rank, choice.options)
         doubled = {key: factor.double() for key, factor in factors.items()}
         found[name] = fmt.reconstruct(doubled, spec, choice.rank, choice.options)
     return found
@@ -173,7 +192,7 @@ def undecomposed(dense: nn.Module, plan: Plan, model: nn.Module) -> nn.Module:
         Not changed; biases, batch norm and all else of it are kept.
     """
     known = _checked(dense, plan, ())
-    copied, plain = model_copy(model), model_copy(dense)
+    copied, plain = without_bits(model), model_copy(dense)
     changes: dict[nn.Module, nn.Module] = {}
     with torch.no_grad():
         for name, kernel in kernels(dense, plan, model).items():
@@ -183,7 +202,8 @@ def undecomposed(dense: nn.Module, plan: Plan, model: nn.Module) -> nn.Module:
             new.to(kernel.device)
             new.weight.copy_(stored_weight(kernel, known[name]))  # type: ignore[operator]
             if isinstance(bias, Tensor):
-                new.bias.copy_(list(old.children())[-1].bias)  # type: ignore[operator, arg-type]
+                last = (old if plan.choices[name].format == DENSE else list(old.children())[-1]).bias
+                new.bias.copy_(last)  # type: ignore[operator, arg-type]
             changes[old] = new.train(old.training)
     return substitute(copied, changes)
 
@@ -218,7 +238,8 @@ def build(model: nn.Module, plan: Plan) -> nn.Module:
     changes: dict[nn.Module, nn.Module] = {}
     with undisturbed(), seeded(plan.seed):
         for (name, choice), old in zip(plan.layers, _targets(copied, plan), strict=True):
-            changes[old] = _layer(old, known[name], choice, None)
+            new = old if choice.format == DENSE else _layer(old, known[name], choice, None)
+            changes[old] = quantized_layer(new, choice, name)
     return substitute(copied, changes)
 
 
@@ -246,12 +267,14 @@ def _checked(model: nn.Module, plan: Plan, specs: Sequence[LayerSpec]) -> dict[s
                 f"layer {name!r} is left alone: the profile does not list it, because it is never called, is used in "
                 "other ways than called, or no format supports it"
             )
-        if choice.weight_bits is not None or choice.activation_bits is not None:
-            raise PlanError(f"layer {name!r}: weight_bits and activation_bits are not supported yet, leave them out")
+        _check_bits(name, choice)
         spec = profiled.get(name, spec)
         if spec.weight_shape != reading.layers[name].weight_shape:
             found = reading.layers[name].weight_shape
             raise PlanError(f"layer {name!r} has a weight of shape {found}, its profile says {spec.weight_shape}")
+        if choice.format == DENSE:
+            chosen[name] = spec
+            continue
         try:
             formats.get(choice.format).check(spec, choice.rank, choice.options)
         except FormatError as error:
@@ -259,6 +282,23 @@ def _checked(model: nn.Module, plan: Plan, specs: Sequence[LayerSpec]) -> dict[s
             raise PlanError(text if repr(name) in text else f"layer {name!r}: {text}") from None
         chosen[name] = spec
     return chosen
+
+
+def _check_bits(name: str, choice: Choice) -> None:
+    for key, value, allowed in (
+        ("weight_bits", choice.weight_bits, WEIGHT_BITS),
+        ("activation_bits", choice.activation_bits, ACTIVATION_BITS),
+    ):
+        if value is not None and value not in allowed:
+            raise PlanError(f"layer {name!r}: {key} must be {' or '.join(map(str, allowed))}, not {value}")
+    if choice.activation_bits is not None and choice.weight_bits is None:
+        raise PlanError(f"layer {name!r}: activation_bits need weight_bits, as no runtime mixes the two otherwise")
+    if choice.format != DENSE:
+        return
+    if choice.rank or choice.options:
+        raise PlanError(f"layer {name!r}: format {DENSE!r} keeps the kernel, so it has no rank and no options")
+    if choice.weight_bits is None:
+        raise PlanError(f"layer {name!r}: format {DENSE!r} needs weight_bits; without bits leave the layer out")
 
 
 def _no_such_layer(model: nn.Module, reading: Reading, name: str) -> str:

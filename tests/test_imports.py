@@ -19,6 +19,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("copying", "layout", "memoryformat", "modules", "opcounts", "planfile", "pytrees", "seeding", "yamlfile"),
     ("solvers",),
     ("formats",),
+    ("quant",),
     ("measure",),
     ("profiling", "fitcache", "plan", "compression", "sequential"),
     ("spacefile", "patterns", "candidates", "space"),

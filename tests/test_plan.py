@@ -307,7 +307,12 @@ CHANNEL = Choice("channel_svd", (2,))
         ("tiny_conv", "conv1", Choice("channel_svd", (2,), (("whiten", "input"),)), "no input statistics for it"),
         ("tiny_conv", "conv1", Choice("channel_svd", (2,), (("whiten", "output"),)), "no gradient statistics for it"),
         ("tiny_conv", "conv1", Choice("channel_svd", (2,), (("whiten", "both"),)), "no input and gradient statistics"),
-        ("tiny_conv", "conv1", Choice("channel_svd", (2,), (), 8), "weight_bits and activation_bits are not"),
+        ("tiny_conv", "conv1", Choice("channel_svd", (2,), (), 5), "weight_bits must be 8 or 6 or 4, not 5"),
+        ("tiny_conv", "conv1", Choice("channel_svd", (2,), (), 8, 4), "activation_bits must be 8, not 4"),
+        ("tiny_conv", "conv1", Choice("channel_svd", (2,), (), None, 8), "activation_bits need weight_bits"),
+        ("tiny_conv", "conv1", Choice("dense", ()), "format 'dense' needs weight_bits"),
+        ("tiny_conv", "conv1", Choice("dense", (2,), (), 8), "keeps the kernel, so it has no rank and no options"),
+        ("tiny_conv", "conv1", Choice("dense", (), (("whiten", "both"),), 8), "has no rank and no options"),
     ],
 )
 def test_a_plan_that_does_not_fit_is_refused_before_any_work(

@@ -132,14 +132,18 @@ class SummedConv(nn.modules.conv._ConvNd):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the convolution of (N, groups · into, ...), or of one example without a batch dimension."""
-        axes, into = len(self.kernel_size), self.weight.shape[1]
+        return self.run(x, self.weight)
+
+    def run(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Return the convolution with another weight."""
+        axes, into = len(self.kernel_size), weight.shape[1]
         padding: str | tuple[int, ...] = self.padding
         if self.padding_mode != "zeros":
             x = functional.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = (0,) * axes
         run = (functional.conv1d, functional.conv2d, functional.conv3d)[axes - 1]
-        weight = self.weight.flatten(0, 1).unsqueeze(1)
-        y = run(x, weight, None, self.stride, padding, self.dilation, self.groups * into)
+        single = weight.flatten(0, 1).unsqueeze(1)
+        y = run(x, single, None, self.stride, padding, self.dilation, self.groups * into)
         y = y.unflatten(-axes - 1, (self.groups, into)).sum(-axes - 1).to(y.dtype)
         return y if self.bias is None else y + self.bias.to(y.dtype).reshape(-1, *[1] * axes)
 
@@ -163,9 +167,13 @@ class GroupedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., blocks · into) to (..., blocks · out)."""
-        rows = x.reshape(-1, self.blocks, self.weight.shape[1]).transpose(0, 1)
-        maps = self.weight.reshape(self.blocks, -1, self.weight.shape[1]).transpose(1, 2)
-        y = torch.bmm(rows, maps).transpose(0, 1).reshape(*x.shape[:-1], self.weight.shape[0])
+        return self.run(x, self.weight)
+
+    def run(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Map with another weight."""
+        rows = x.reshape(-1, self.blocks, weight.shape[1]).transpose(0, 1)
+        maps = weight.reshape(self.blocks, -1, weight.shape[1]).transpose(1, 2)
+        y = torch.bmm(rows, maps).transpose(0, 1).reshape(*x.shape[:-1], weight.shape[0])
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def extra_repr(self) -> str:

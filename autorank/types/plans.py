@@ -43,6 +43,12 @@ class Choice:
         """Say whether the fit is weighted by the layer's inputs or by the gradients at its outputs."""
         return whitens(self.options, side)
 
+    @property
+    def bits(self) -> str:
+        """The bits in the usual short form, such as ``W4A8``; empty for floating point."""
+        named = (("W", self.weight_bits), ("A", self.activation_bits))
+        return "".join(f"{letter}{bits}" for letter, bits in named if bits is not None)
+
     def to_json(self) -> dict[str, Any]:
         """Return a plain dictionary; empty fields are left out."""
         data: dict[str, Any] = {"format": self.format, "rank": list(self.rank)}
@@ -81,8 +87,8 @@ class Choice:
         )
 
     def __str__(self) -> str:
-        options = ",".join(f"{k}={v}" for k, v in self.options)
-        return f"{self.format}({'×'.join(map(str, self.rank))}{'; ' + options if options else ''})"
+        parts = ["×".join(map(str, self.rank)), ",".join(f"{k}={v}" for k, v in self.options), self.bits]
+        return f"{self.format}({'; '.join(filter(None, parts))})"
 
 
 @dataclass(frozen=True, slots=True)

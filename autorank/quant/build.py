@@ -1,0 +1,164 @@
+"""Layers with bits: made of quantized leaves, and calibrated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from autorank.copying import model_copy
+from autorank.errors import DataError, ModelError, PlanError
+from autorank.modules import substitute
+from autorank.quant.leaf import QuantizedLeaf, can_be_quantized
+from autorank.quant.ranges import Watch, activation_grid, weight_grid
+from autorank.quant.settings import QuantSettings
+from autorank.trouble import tell
+from autorank.types import Choice, LayerSpec, Plan
+
+Inputs = tuple[Tensor, ...]
+
+
+def with_bits(model: nn.Module, plan: Plan, specs: Sequence[LayerSpec] = ()) -> nn.Module:
+    """Return a copy of a decomposed model in which the layers that have bits are made of `QuantizedLeaf`.
+
+    Nothing is calibrated yet: the copy computes what the model does, bit for bit. The same plan always gives the same
+    structure, so that a state dict loads onto it.
+
+    Parameters
+    ----------
+    model : nn.Module
+        To which `plan` was applied, without its bits; not changed.
+    plan : Plan
+    specs : sequence of LayerSpec
+        Not needed; for callers that hold them.
+
+    Raises
+    ------
+    PlanError
+        A layer is not there, or its format runs it by modules of its own that cannot be quantized.
+    """
+    copied = model_copy(model)
+    modules = dict(copied.named_modules())
+    changes: dict[nn.Module, nn.Module] = {}
+    for name, choice in plan.layers:
+        if choice.weight_bits is None:
+            continue
+        if name not in modules:
+            raise PlanError(f"the model has no layer {name!r}")
+        changes[modules[name]] = quantized_layer(modules[name], choice, name)
+    return substitute(copied, changes)
+
+
+def quantized_layer(layer: nn.Module, choice: Choice, name: str = "layer") -> nn.Module:
+    """Return a layer, dense or decomposed, with the bits of a choice, uncalibrated; it is taken over, not copied."""
+    if choice.weight_bits is None:
+        return layer
+    bits = choice.weight_bits, choice.activation_bits
+    if can_be_quantized(layer):
+        return QuantizedLeaf(layer, *bits)
+    found = [module for module in layer.modules() if can_be_quantized(module)]
+    known = {parameter for module in found for parameter in module.parameters(recurse=False)}
+    others = [key for key, value in layer.named_parameters() if value not in known and key.split(".")[-1] != "bias"]
+    if not found or others:
+        raise PlanError(f"layer {name!r}: format {choice.format} runs it by modules of its own, which have no bits")
+    return substitute(layer, {module: QuantizedLeaf(module, *bits) for module in found})
+
+
+def leaves(model: nn.Module) -> dict[str, QuantizedLeaf]:
+    """Return the quantized leaves of a model by name, in the order in which they are registered."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLeaf)}
+
+
+def without_bits(model: nn.Module) -> nn.Module:
+    """Return a copy in floating point: every leaf is replaced by its module with the weight that is trained."""
+    copied = model_copy(model)
+    return substitute(copied, {leaf: leaf.module for leaf in leaves(copied).values()})
+
+
+def calibrate(model: nn.Module, batches: Iterable[Inputs], settings: QuantSettings | None = None) -> None:
+    """Set the ranges of all leaves of a model and round their weights; from then on it is quantized.
+
+    Deterministic: the same model, batches and settings give the same state, bit for bit.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Changed in place; its mode is kept. It may have been calibrated before.
+    batches : iterable of tuples of Tensor
+        The positional inputs of the model, batch by batch; read up to ``settings.calibration`` examples.
+    settings : QuantSettings, optional
+
+    Raises
+    ------
+    DataError
+        There is no example.
+    ModelError
+        Some layer's input is not finite.
+    """
+    settings = settings or QuantSettings()
+    found = leaves(model)
+    if not found:
+        return
+    examples = _taken(batches, settings.calibration, next(iter(found.values())).weight.device)
+    for leaf in found.values():
+        leaf.reset()
+    with _still(model):
+        watches = _watch(model, found, examples)
+    for name, leaf in found.items():
+        leaf.set_weight_grid(weight_grid(leaf.weight, leaf.weight_bits, leaf.axis, settings.weight_ranges))
+        if leaf.activation_bits is None:
+            continue
+        if not watches[name].seen:
+            tell(f"layer {name!r} got no input in calibration: its input stays in floating point")
+            continue
+        leaf.set_input_grid(activation_grid(watches[name], settings, leaf.activation_bits))
+
+
+def _taken(batches: Iterable[Inputs], count: int, device: torch.device) -> list[Inputs]:
+    """Return the first `count` examples, on a device."""
+    found: list[Inputs] = []
+    left = count
+    for inputs in batches:
+        size = next((len(x) for x in inputs if x.ndim), 1)
+        if size:
+            found.append(tuple(x[:left].to(device) if x.ndim and len(x) == size else x.to(device) for x in inputs))
+        left -= size
+        if left <= 0:
+            break
+    if not found:
+        raise DataError("there is no example to calibrate the quantization on")
+    return found
+
+
+def _watch(model: nn.Module, found: dict[str, QuantizedLeaf], examples: Sequence[Inputs]) -> dict[str, Watch]:
+    """Run the model and return what the inputs of its leaves looked like."""
+    watches = {name: Watch(len(examples), seed) for seed, name in enumerate(found)}
+    handles = [
+        leaf.register_forward_pre_hook(lambda _module, args, to=watches[name]: to.add(args[0]))
+        for name, leaf in found.items()
+    ]
+    try:
+        for inputs in examples:
+            model(*inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    wrong = next((name for name, watch in watches.items() if not watch.finite), None)
+    if wrong is not None:
+        raise ModelError(f"layer {wrong!r} gets inputs that are not finite, so it cannot be quantized")
+    return watches
+
+
+@contextmanager
+def _still(model: nn.Module) -> Iterator[None]:
+    """Hold a model in eval mode, without gradients."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

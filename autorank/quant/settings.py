@@ -1,0 +1,72 @@
+"""How a network is quantized after its training: the `quantization:` mapping of a sweep file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
+
+from autorank.errors import ConfigError, did_you_mean
+
+Ranges = Literal["minmax", "percentile", "mse"]
+WeightRanges = Literal["max", "mse"]
+Rounding = Literal["nearest", "coordinate", "adaround"]
+
+
+@dataclass(frozen=True)
+class QuantSettings:
+    """How ranges are set and weights are rounded.
+
+    Attributes
+    ----------
+    ranges : {"minmax", "percentile", "mse"}
+        Of activations: the smallest and the largest value, the quantiles at `percentile`, or the clipping with the
+        least squared error.
+    weight_ranges : {"max", "mse"}
+        Of weights, per channel: the largest entry, or the clipping with the least squared error.
+    equalise : bool
+        Whether the channels between two factors of one layer are mixed and scaled so that both sides quantize well.
+    rounding : {"nearest", "coordinate", "adaround"}
+        Weights go to the nearest level; or up or down by what keeps the factor's outputs on calibration inputs,
+        changed one at a time, or learnt all together.
+    calibration : int
+        Examples that are looked at.
+    percentile : float
+        For ``ranges="percentile"``: from above 50 to 100.
+    """
+
+    ranges: Ranges = "mse"
+    weight_ranges: WeightRanges = "mse"
+    equalise: bool = True
+    rounding: Rounding = "coordinate"
+    calibration: int = 512
+    percentile: float = 99.99
+
+    def __post_init__(self) -> None:
+        for name, kind in (("ranges", Ranges), ("weight_ranges", WeightRanges), ("rounding", Rounding)):
+            value, allowed = getattr(self, name), get_args(kind)
+            if value not in allowed:
+                raise _wrong(name, value, " or ".join(map(repr, allowed)))
+        if type(self.equalise) is not bool:
+            raise _wrong("equalise", self.equalise, "true or false")
+        if type(self.calibration) is not int or self.calibration < 1:
+            raise _wrong("calibration", self.calibration, "a whole number from 1")
+        real = type(self.percentile) in (int, float) and math.isfinite(self.percentile)
+        if not (real and 50 < self.percentile <= 100):
+            raise _wrong("percentile", self.percentile, "a number from above 50 to 100")
+
+    @classmethod
+    def from_mapping(cls, data: object) -> QuantSettings:
+        """Return the settings that a mapping with some of the keys asks for; ConfigError says what is wrong."""
+        if not isinstance(data, Mapping):
+            raise ConfigError(f"quantization must be a mapping, not {data!r}")
+        known = [field.name for field in fields(cls)]
+        for key in data:
+            if key not in known:
+                raise ConfigError(f"quantization: unknown key {key!r}{did_you_mean(str(key), known)}")
+        return cls(**{str(key): value for key, value in data.items()})
+
+
+def _wrong(name: str, value: Any, allowed: str) -> ConfigError:
+    return ConfigError(f"quantization: {name} must be {allowed}, not {value!r}")
