@@ -19,13 +19,14 @@ from autorank.config import SweepConfig, whole
 from autorank.errors import EmptyFrontError, SweepError
 from autorank.finish import measure_front
 from autorank.growth import GrowingFront
+from autorank.job import job_of
 from autorank.journal import Journal
 from autorank.prepare import Prepared, prepare
 from autorank.privacy import hidden
 from autorank.progress import Reporter
 from autorank.reuse import borrowed
 from autorank.scene import pick
-from autorank.schedule import Schedule, job_of
+from autorank.schedule import Schedule
 from autorank.stopping import StopSignal, interrupts
 from autorank.tasks import Task
 from autorank.trial import TrialRunner

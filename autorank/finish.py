@@ -9,9 +9,9 @@ from torch import nn
 
 from autorank import measure
 from autorank.evaluate import evaluate
+from autorank.job import job_of
 from autorank.prepare import LAYER_SECONDS
 from autorank.progress import Reporter
-from autorank.schedule import job_of
 from autorank.trial import TrialContext, TrialRunner
 from autorank.types import Choice, DenseFigures, FrontPoint, TrialRecord
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from autorank.errors import TrialError
-from autorank.schedule import Job, Schedule
+from autorank.job import Job
+from autorank.schedule import Schedule
 from autorank.stopping import StopSignal, time_limit
 from autorank.trial import TrialContext, failed
 from autorank.types import TrialRecord

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import json
 import math
 import shutil
 import sys
@@ -16,14 +15,14 @@ from autorank.cluster import on_loopback, quiet, signals_kept
 from autorank.errors import SweepError
 from autorank.reaper import Reaper
 from autorank.remotefiles import TOKEN_FILE, serve, write_token
-from autorank.schedule import Job, Schedule
+from autorank.schedule import Schedule
+from autorank.seats import Seats
 from autorank.stopping import StopSignal
 from autorank.tasks.memory import default_cache
 from autorank.trainable import trainable, versions_here
-from autorank.trial import TrialContext, failed
-from autorank.trouble import tell
+from autorank.trial import TrialContext
 from autorank.types import TrialRecord
-from autorank.watching import MAX_FAILURES, gone, unheard, watcher
+from autorank.watching import gone, grouped, unheard
 
 
 def run(
@@ -74,8 +73,8 @@ def run(
         stack.callback((context.directory / TOKEN_FILE).unlink, missing_ok=True)
         if not cluster:
             stack.enter_context(_own(ray, math.ceil(workers * cpus), math.ceil(workers * gpus), context.directory))
-        watch = watcher(trial_timeout, say)
-        searcher = _searcher(schedule, on_record, stop, watch.why)
+        seats = Seats(schedule, on_record, stop, trial_timeout, say, ray.kill)
+        searcher, callback, stopper = _tuner_parts(ray, seats)
         data = default_cache().absolute()
         worker = tune.with_parameters(
             trainable(),
@@ -94,22 +93,23 @@ def run(
                 search_alg=searcher,
                 num_samples=-1,
                 max_concurrent_trials=workers,
-                reuse_actors=True,
+                reuse_actors=False,
                 trial_dirname_creator=str,
             ),
             run_config=tune.RunConfig(
                 name="tune",
                 storage_path=str(scratch.resolve()),
                 verbose=0,
-                callbacks=[watch],
-                failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
+                callbacks=[callback],
+                stop=stopper,
+                failure_config=tune.FailureConfig(max_failures=0),  # a worker that died has a successor
                 # By default one is written at a trial's end, into a directory that all nodes would have to share.
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             ),
         )
         tuner.fit()
-        if searcher.failure is not None:
-            raise searcher.failure
+        if seats.failure is not None:
+            raise seats.failure
 
 
 @contextmanager
@@ -124,7 +124,7 @@ def _own(ray: Any, cpus: int, gpus: int, directory: Path) -> Iterator[None]:
         f"`autorank resume {directory}`"
     )
     try:
-        with signals_kept(), on_loopback(), reaper.marking():
+        with signals_kept(), on_loopback(), reaper.marking(), grouped(reaper.group):
             ray.init(
                 address="local",
                 num_cpus=cpus,
@@ -153,60 +153,36 @@ def _own(ray: Any, cpus: int, gpus: int, directory: Path) -> Iterator[None]:
         reaper.close()
 
 
-def _searcher(
-    schedule: Schedule, on_record: Callable[[TrialRecord], None], stop: StopSignal, why: Callable[[str], str]
-) -> Any:
+def _tuner_parts(ray: Any, seats: Seats) -> tuple[Any, Any, Any]:
+    """Return the searcher, the callback and the stopper through which Ray Tune and the seats speak."""
+    from ray import tune
     from ray.tune.search import Searcher
 
-    class ScheduleSearcher(Searcher):
-        """Hands the schedule's jobs to Ray Tune and its results back; keeps no state of its own."""
+    class _Forgotten:
+        def __reduce__(self) -> tuple[type, tuple[()]]:
+            # Tune pickles its parts into the run's folder at the start; nothing of that is ever read again.
+            return dict, ()
+
+    class SeatSearcher(_Forgotten, Searcher):
+        """Asks for another worker as long as there is something to do."""
 
         def __init__(self) -> None:
-            super().__init__(metric="score", mode="max")
-            self._jobs: dict[str, Job] = {}
-            self.failure: Exception | None = None
-
-        def __reduce__(self) -> tuple[type, tuple[()]]:
-            # Tune pickles its tuner into the run's folder at the start; nothing of it is ever read again.
-            return dict, ()
+            super().__init__(metric="done", mode="max")
 
         def set_search_properties(self, *args: object, **spec: object) -> bool:
             return True
 
         def suggest(self, trial_id: str) -> Any:
-            if stop.reason:
-                schedule.stop()
-            job = schedule.next()
-            if job is None:
+            if seats.over:
                 return str(Searcher.FINISHED)
-            if not isinstance(job, Job):
+            if not seats.wanted():
                 return None
-            self._jobs[trial_id] = job
-            return {"job": job.to_json()}
+            seats.sit(trial_id)
+            return {}
 
         def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-            job = self._jobs.pop(trial_id, None)
-            if job is None:
-                return
-            if result is not None and "trouble" in result and not error:
-                self.failure = self.failure or SweepError(
-                    f"a worker cannot run the task; what finished is saved. On {result['trouble']}"
-                )
-                schedule.stop()
-                return
-            for text in json.loads((result or {}).get("notes", "[]")):
-                tell(text)
-            if result is not None and "record" in result and not error:
-                record = TrialRecord.from_json(json.loads(result["record"]))
-            else:
-                record = failed(job, why(trial_id))
-            try:
-                on_record(record)
-                schedule.done(record)
-            except Exception as error:
-                # Tune would swallow it and go on without the record: end the search, and raise it after that.
-                self.failure = error
-                schedule.stop()
+            if error:
+                seats.lost(trial_id)
 
         def save(self, checkpoint_path: str) -> None:
             """Save nothing: the journal is the truth."""
@@ -214,4 +190,27 @@ def _searcher(
         def restore(self, checkpoint_path: str) -> None:
             """Restore nothing: a sweep is resumed by replaying its journal."""
 
-    return ScheduleSearcher()
+    class SeatCallback(_Forgotten, tune.Callback):
+        """Takes what a worker gives back, and gives it its next job before Tune lets it go on."""
+
+        def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Any, **info: Any) -> None:
+            seats.result(trial.trial_id, result)
+            if not result["done"]:
+                actor = trial.temporary_state.ray_actor
+                actor.give.remote(seats.free(trial.trial_id, actor))
+
+        def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+            if part := gone(ray):
+                raise SweepError(f"Ray's {part} died")  # Tune would wait for it for ever
+            seats.look()
+
+    class SeatStopper(_Forgotten, tune.Stopper):
+        """Ends the run, and with it workers that still wait for their place."""
+
+        def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+            return False
+
+        def stop_all(self) -> bool:
+            return seats.over
+
+    return SeatSearcher(), SeatCallback(), SeatStopper()

@@ -2,9 +2,10 @@
 
 Ray's server and raylet end with the driver, and the workers with the raylet; but its agents, which notice only after a
 minute, and what a user's code has started in a worker would stay. So a process of a few megabytes waits for the end of
-the driver, which closes a pipe, and kills all that carry a mark in their environment. Ray's agents write their name
-over theirs: they are known by that name, by the driver's process group, and by having lost their raylet. Where there is
-no ``/proc``, nothing is killed.
+the driver, which closes a pipe, and kills all that carry a mark in their environment, and all of its own process group.
+Ray is started in that group (its agents write their name over the mark): so a signal to the driver's group, as a
+terminal or `timeout` sends it, leaves Ray alone, and the driver can finish. Where there is no ``/proc``, nothing is
+killed.
 """
 
 from __future__ import annotations
@@ -20,21 +21,19 @@ MARK = "AUTORANK_RAY"
 
 _CODE = """
 import os, signal, sys, time
-mark, text, group, me = os.fsencode(sys.argv[1]), sys.argv[2], sys.argv[3], os.getpid()
+mark, text, me = os.fsencode(sys.argv[1]), sys.argv[2], os.getpid()
 if sys.stdin.read() != "done":
     print(text, file=sys.stderr, flush=True)
 def read(name, what):
     with open(f"/proc/{name}/{what}", "rb") as file:
         return file.read()
-def orphan(name):
-    state, parent, its_group, *rest = read(name, "stat").rpartition(b")")[2].decode().split()
-    if its_group != group or not read(name, "cmdline").startswith(b"ray::"):
-        return False
-    return b"raylet" not in read(parent, "cmdline")
+def ours(name):
+    state, parent, group, *rest = read(name, "stat").rpartition(b")")[2].split()
+    return state != b"Z" and (int(group) == me or mark in read(name, "environ").split(b"\\0"))
 def left():
     for name in filter(str.isdigit, os.listdir("/proc") if os.path.isdir("/proc") else ()):
         try:
-            if int(name) != me and (mark in read(name, "environ").split(b"\\0") or orphan(name)):
+            if int(name) != me and ours(name):
                 yield int(name)
         except OSError:
             pass
@@ -61,12 +60,17 @@ class Reaper:
     def __init__(self, text: str) -> None:
         self._mark = secrets.token_hex(8)
         self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", _CODE, f"{MARK}={self._mark}", text, str(os.getpgid(0))],
+            [sys.executable, "-I", "-S", "-c", _CODE, f"{MARK}={self._mark}", text],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
-            start_new_session=True,  # a Ctrl-C is not for it
+            process_group=0,  # a Ctrl-C is not for it
             text=True,
         )
+
+    @property
+    def group(self) -> int:
+        """The process group whose members are killed."""
+        return self._process.pid
 
     @contextmanager
     def marking(self) -> Iterator[None]:

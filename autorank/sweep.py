@@ -18,11 +18,11 @@ from autorank.config import SweepConfig, make_config, merged, rooted, whole
 from autorank.driver import Driver
 from autorank.errors import ConfigError, SweepError
 from autorank.front import Recommendation, front_of, recommended, select
+from autorank.job import job_of
 from autorank.journal import FILE_NAME, Journal, read
 from autorank.prepare import default_workers, prepare, resolve_device
 from autorank.privacy import remember, to_keep
 from autorank.progress import Reporter, Silent, open_reporter
-from autorank.schedule import job_of
 from autorank.tasks import Task, load_task
 from autorank.tasks.factories import extend_path
 from autorank.trial import TrialRunner
@@ -299,9 +299,12 @@ def resume(
 
 
 def _with_lookahead(config: SweepConfig, workers: int) -> SweepConfig:
-    """Return the settings with the look-ahead filled in: at least 4, and enough for all workers."""
+    """Return the settings with the look-ahead filled in: at least 4, and some more than there are workers.
+
+    A worker waits for the oldest trial in flight only when all of the look-ahead beyond it is done.
+    """
     if config.lookahead is None:
-        return config.model_copy(update={"lookahead": max(4, workers)})
+        return config.model_copy(update={"lookahead": max(4, workers + workers // 4)})
     if config.workers is not None and config.workers > config.lookahead:
         raise ConfigError(f"workers: {config.workers} is more than lookahead: {config.lookahead}; leave lookahead out")
     return config

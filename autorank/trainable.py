@@ -6,6 +6,7 @@ import json
 import pickle
 import socket
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -109,7 +110,7 @@ class Worker:
 
         Its weights are in the sweep directory when its record is returned.
         """
-        from autorank.schedule import Job
+        from autorank.job import Job
         from autorank.trialfiles import carrier_file, weights_file
         from autorank.trouble import listening
 
@@ -139,13 +140,13 @@ def trainable() -> type:
         return f"{socket.gethostname()}: {said}"
 
     class TrialTrainable(tune.Trainable):
-        """One worker."""
+        """One worker; each of its steps runs a trial, or waits a little for the next one."""
 
         def setup(self, config: dict[str, Any], **given: Any) -> None:
             self._worker: Any = None
             self._trouble = ""
-            self._job = config["job"]
-            try:  # here, so that a time limit for trials does not count it
+            self._next: dict[str, Any] = {"wait": 0.0}
+            try:
                 paths = given.pop("paths", ())
                 sys.path.extend(path for path in paths if path not in sys.path)
                 from autorank.trainable import Shared, Worker
@@ -154,29 +155,30 @@ def trainable() -> type:
             except Exception as error:
                 self._trouble = trouble(error)
 
-        def reset_config(self, new_config: dict[str, Any]) -> bool:
-            self._job = new_config["job"]
-            return True
+        def give(self, what: dict[str, Any]) -> None:
+            """Take what the next step does: a ``job``, a ``wait`` in seconds, or nothing: it is the last one."""
+            self._next = what
 
         def step(self) -> dict[str, Any]:
-            if not self._trouble:
+            if not self._trouble and "job" in self._next:
                 try:
-                    record, notes = self._worker.run(self._job)
+                    record, notes = self._worker.run(self._next["job"])
+                    # Texts: Tune flattens nested results.
+                    return {"record": json.dumps(record.to_json()), "notes": json.dumps(notes)}
                 except Exception as error:
                     self._trouble = trouble(error)
             if self._trouble:
                 # Not the trial's fault, and the next one would end alike: the sweep says so and stops.
-                return {"trouble": self._trouble, "score": 0.0, "done": True}
-            # Texts: Tune flattens nested results on their way to the searcher.
-            said = {"record": json.dumps(record.to_json()), "notes": json.dumps(notes)}
-            return {**said, "score": record.score or 0.0, "done": True}
+                return {"trouble": self._trouble, "done": True}
+            time.sleep(self._next.get("wait", 0.0))
+            return {"done": "wait" not in self._next}
 
         def cleanup(self) -> None:
             if self._worker is not None:
                 self._worker.close()
 
         def save_checkpoint(self, checkpoint_dir: str) -> None:
-            """Keep nothing: a trial is short, and its result is in its record."""
+            """Keep nothing: the results are in the journal."""
 
         def load_checkpoint(self, checkpoint: object) -> None:
             """Load nothing."""

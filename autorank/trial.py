@@ -20,12 +20,12 @@ from autorank.copying import model_copy
 from autorank.errors import AutorankError, DataError, SweepError, TrialError
 from autorank.evaluate import evaluate
 from autorank.fitcache import FitCache
+from autorank.job import Job
 from autorank.layout import canonical_weight
 from autorank.plan import apply, undecomposed
 from autorank.privacy import hidden
 from autorank.pulling import decomposed_kernels, squared_distances, train_with_pull
 from autorank.recover import Recovery, Teacher, fine_tune, reestimate_batch_norm
-from autorank.schedule import Job
 from autorank.sequential import apply_in_order
 from autorank.solvers import whitening
 from autorank.solvers.vbmf import spectrum

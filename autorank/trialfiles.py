@@ -9,8 +9,8 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from autorank.errors import SweepError
+from autorank.job import Job
 from autorank.plan import build
-from autorank.schedule import Job
 from autorank.solvers.kept import digest_all
 from autorank.trouble import tell
 from autorank.types import Plan, TrialRecord

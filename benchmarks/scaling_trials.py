@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autorank.schedule import Job
+from autorank.job import Job
 from autorank.trial import TrialContext
 from autorank.types import Cost, LayerResult, TrialRecord
 

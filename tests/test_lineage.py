@@ -12,11 +12,11 @@ from torch import nn
 
 from autorank import formats
 from autorank.config import make_config
+from autorank.job import Job
 from autorank.plan import apply, kernels, undecomposed
 from autorank.prepare import prepare
 from autorank.profiling import profile
 from autorank.progress import Silent
-from autorank.schedule import Job
 from autorank.trial import TrialRunner
 from autorank.trialfiles import MODELS
 from autorank.types import Choice, Fidelity, Plan, TrialRecord

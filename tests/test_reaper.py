@@ -20,7 +20,7 @@ sleeper = [sys.executable, "-c", "import time; time.sleep(600)"]
 with reaper.marking():
     marked = subprocess.Popen(sleeper, **quiet)
 agent = "import os, time; os.execvp(sys.executable, ['ray::Agent', '-c', 'import time; time.sleep(600)'])"
-named = subprocess.Popen([sys.executable, "-c", "import sys; " + agent], **quiet)
+named = subprocess.Popen([sys.executable, "-c", "import sys; " + agent], process_group=reaper.group, **quiet)
 spared = subprocess.Popen(sleeper, **quiet)
 while not open(f"/proc/{named.pid}/cmdline").read().startswith("ray::"):
     time.sleep(0.01)

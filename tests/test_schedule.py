@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from autorank.errors import TrialError
-from autorank.schedule import Job, Schedule, job_of
+from autorank.job import Job, job_of
+from autorank.schedule import Schedule
 from autorank.strategies import WAIT
 from autorank.strategies.base import Strategy
 from autorank.types import Choice, Cost, Fidelity, Objective, Plan, Proposal, TrialRecord

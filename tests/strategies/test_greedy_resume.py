@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from autorank import strategies
-from autorank.schedule import WAIT, Job, Schedule
+from autorank.job import Job
+from autorank.schedule import WAIT, Schedule
 from autorank.testing.strategies import MADE_UP_DENSE, MADE_UP_FULL, TWO, made_up_record, made_up_space
 from autorank.types import Proposal
 

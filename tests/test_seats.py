@@ -1,0 +1,192 @@
+"""Workers get one job after the other; what a dead one leaves is done by another; the search ends when all is done."""
+
+import json
+
+import pytest
+
+from autorank.errors import SweepError
+from autorank.job import Job
+from autorank.seats import MAX_FAILURES, MAX_STILLBORN, Seats
+from autorank.stopping import StopSignal
+from autorank.strategies import WAIT
+from autorank.types import Fidelity, Plan, TrialRecord
+
+
+class Queue:
+    """Stands where a schedule does: so many jobs, `lookahead` of them in flight."""
+
+    def __init__(self, jobs: int, lookahead: int = 100) -> None:
+        self.left = [Job(number, Plan(), Fidelity()) for number in range(jobs)]
+        self.lookahead, self.asked, self.told = lookahead, 0, []
+
+    def next(self) -> object:
+        if not self.left:
+            return None
+        if self.asked - len(self.told) >= self.lookahead:
+            return WAIT
+        self.asked += 1
+        return self.left.pop(0)
+
+    def done(self, record: TrialRecord) -> None:
+        self.told.append(record)
+
+    def stop(self) -> None:
+        self.left.clear()
+
+
+class Room:
+    """Seats with workers that are numbers; keeps what is told to anybody."""
+
+    def __init__(self, jobs: int, lookahead: int = 100, timeout: float | None = None) -> None:
+        self.queue, self.said, self.killed = Queue(jobs, lookahead), [], []
+        self.stop = StopSignal(None)
+        self.taken: list[TrialRecord] = []
+        self.seats = Seats(self.queue, self.taken.append, self.stop, timeout, self.said.append, self.killed.append)
+
+    def fill(self, workers: int) -> list[str]:
+        """Let as many workers in as are wanted, at most so many."""
+        names = []
+        while len(names) < workers and self.seats.wanted():
+            names.append(f"seat {len(names)}")
+            self.seats.sit(names[-1])
+        return names
+
+    def finish(self, name: str, number: int) -> None:
+        record = TrialRecord(number=number, plan=Plan(), fidelity=Fidelity(), status="complete", score=1.0)
+        self.seats.result(name, {"record": json.dumps(record.to_json()), "done": False})
+
+
+def number_of(given: dict) -> int:
+    return given["job"]["number"]
+
+
+@pytest.mark.parametrize(("jobs", "workers", "seats"), [(10, 3, 3), (2, 5, 2), (0, 3, 0)])
+def test_no_more_workers_start_than_there_are_jobs(jobs: int, workers: int, seats: int) -> None:
+    assert len(Room(jobs).fill(workers)) == seats
+
+
+def test_no_worker_starts_for_what_must_wait() -> None:
+    room = Room(10, lookahead=2)
+    assert len(room.fill(5)) == 2
+
+
+def test_all_jobs_are_done_once_in_their_order() -> None:
+    room = Room(7)
+    names = room.fill(2)
+    running = {name: room.seats.free(name, name) for name in names}
+    while running:
+        name, given = next(iter(running.items()))
+        assert not room.seats.over
+        room.finish(name, number_of(given))
+        del running[name]
+        if given := room.seats.free(name, name):
+            running[name] = given
+    assert [record.number for record in room.taken] == [record.number for record in room.queue.told] == list(range(7))
+    assert room.seats.over
+    assert room.seats.failure is None
+
+
+def test_a_worker_waits_while_an_outcome_must_come_first() -> None:
+    room = Room(3, lookahead=2)
+    first, second = room.fill(2)
+    assert number_of(room.seats.free(first, first)) == 0
+    assert number_of(room.seats.free(second, second)) == 1
+    room.queue.lookahead = 1
+    room.finish(second, 1)
+    waits = room.seats.free(second, second)
+    assert 0 < waits["wait"] <= 1
+    room.finish(first, 0)
+    assert number_of(room.seats.free(second, second)) == 2
+
+
+def test_the_job_of_a_dead_worker_is_done_by_the_next_that_is_free() -> None:
+    room = Room(3)
+    first, second = room.fill(2)
+    room.seats.free(first, first)
+    room.seats.free(second, second)
+    room.seats.lost(first)
+    assert [line.split(";")[0] for line in room.said] == [
+        "note: the worker of trial 0 died (out of memory, or killed from outside)"
+    ]
+    room.finish(second, 1)
+    assert number_of(room.seats.free(second, second)) == 0
+    assert not room.seats.over
+
+
+def test_a_dead_worker_is_replaced_although_the_schedule_has_nothing_more() -> None:
+    room = Room(1)
+    (name,) = room.fill(3)
+    room.seats.free(name, name)
+    assert not room.seats.wanted()
+    room.seats.lost(name)
+    assert not room.seats.over
+    assert room.seats.wanted()
+
+
+def test_a_job_whose_workers_always_die_fails() -> None:
+    room = Room(1)
+    for _ in range(MAX_FAILURES + 1):
+        (name,) = room.fill(1)
+        room.seats.free(name, name)
+        room.seats.lost(name)
+    assert [(record.status, record.reason) for record in room.taken] == [
+        ("failed", "its worker process died 3 times (out of memory, or killed from outside)")
+    ]
+    room.fill(1)
+    assert room.seats.over
+
+
+def test_a_trial_that_takes_too_long_fails_and_is_not_run_again() -> None:
+    room = Room(1, timeout=-1.0)
+    (name,) = room.fill(1)
+    room.seats.free(name, "actor")
+    room.seats.look()
+    room.seats.look()
+    assert room.killed == ["actor"]
+    room.seats.lost(name)
+    assert room.taken[0].reason == "took longer than -1 s"
+    assert not room.seats.wanted()
+    assert room.seats.over
+
+
+def test_workers_that_die_while_they_start_end_the_search() -> None:
+    room = Room(5)
+    for _ in range(MAX_STILLBORN):
+        for name in room.fill(2):
+            room.seats.lost(name)
+    assert isinstance(room.seats.failure, SweepError)
+    assert room.seats.over
+
+
+def test_a_wish_to_stop_lets_the_running_trials_end_and_starts_none() -> None:
+    room = Room(9)
+    first, second, _ = room.fill(3)
+    room.seats.free(first, first)
+    room.stop.interrupt()
+    room.seats.look()
+    assert room.seats.free(second, second) == {}
+    assert not room.seats.over
+    room.finish(first, 0)
+    assert room.seats.free(first, first) == {}
+    assert room.seats.over
+    assert [record.number for record in room.taken] == [0]
+
+
+@pytest.mark.parametrize("where", ["record", "trouble", "schedule"])
+def test_what_cannot_go_on_ends_the_search_and_is_kept(where: str) -> None:
+    room = Room(9)
+    (name,) = room.fill(1)
+    if where == "schedule":
+        room.queue.next = lambda: 1 / 0
+        room.seats.free(name, name)
+        room.finish(name, 0)
+        assert room.seats.free(name, name) == {}
+    else:
+        room.seats.free(name, name)
+        if where == "record":
+            room.queue.done = lambda record: 1 / 0
+            room.finish(name, 0)
+        else:
+            room.seats.result(name, {"trouble": "host: no module", "done": True})
+    assert isinstance(room.seats.failure, SweepError if where == "trouble" else ZeroDivisionError)
+    assert room.seats.over
