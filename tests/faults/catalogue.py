@@ -106,15 +106,15 @@ def kill_of_ray(part: str) -> Callable[[Scene, Random], None]:
     return disturb
 
 
-def interrupt(times: int) -> Callable[[Scene, Random], None]:
+def interrupt(times: int, how: signal.Signals = signal.SIGINT) -> Callable[[Scene, Random], None]:
     def disturb(scene: Scene, rng: Random) -> None:
         middle(scene, rng)
         driver = scene.drivers[-1]
         scene.hold()
-        os.killpg(driver.pid, signal.SIGINT)  # as a terminal does: to all of the group
-        until(lambda: "stopping once" in driver.said, "an answer to Ctrl-C")
+        os.killpg(driver.pid, how)  # as a terminal or `timeout` does: to all of the group
+        until(lambda: "stopping once" in driver.said, "an answer to the signal")
         if times == 2:
-            os.killpg(driver.pid, signal.SIGINT)
+            os.killpg(driver.pid, how)
         else:
             scene.release()
         driver.wait()
@@ -274,6 +274,7 @@ FAULTS = (
     ),
     Fault("Ctrl-C once", interrupt(1), r"stopping once the running trials are finished"),
     Fault("Ctrl-C twice", interrupt(2), r"stopped now; everything that finished is saved"),
+    Fault("terminated", interrupt(1, signal.SIGTERM), r"stopping once the running trials are finished"),
     Fault("half a line", torn_line, r"only half written and is cut off"),
     Fault("full disk", full_disk, r"^error: .*(No space left|File too large)"),
     Fault("read-only", read_only, r"^error: .*(not permitted|Read-only|Permission denied)"),

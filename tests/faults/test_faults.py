@@ -22,6 +22,7 @@ HERE = [
     ("worker killed", RAY),
     ("driver killed", RAY),
     ("raylet killed", RAY),
+    ("terminated", RAY),
     ("hang in a library", RAY),
     ("MLflow gone", RAY),
     ("Ctrl-C twice", INLINE),
