@@ -20,7 +20,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-Sweep = Annotated[Path, typer.Argument(help="Sweep directory, as the search printed it.")]
+Sweep = Annotated[str, typer.Argument(help="Sweep directory, as the search printed it, or its URL.")]
 Model = Annotated[
     str | None,
     typer.Option(
@@ -97,7 +97,7 @@ def search(
         list[str] | None, typer.Option("--option", help="KEY=VALUE for the strategy; may be repeated.")
     ] = None,
     reuse: Annotated[
-        Path | None, typer.Option(help="An earlier sweep on the same model and data, whose trials are not run again.")
+        str | None, typer.Option(help="An earlier sweep on the same model and data, whose trials are not run again.")
     ] = None,
     trials: Trials = None,
     max_time: MaxTime = None,
@@ -118,7 +118,11 @@ def search(
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of split, batches and search (default 0).")] = None,
     device: Device = None,
     sweep_dir: Annotated[
-        Path | None, typer.Option(help="Where the sweep is kept (default: a new directory under sweeps/).")
+        str | None,
+        typer.Option(
+            help="Where the sweep is kept: a directory, or an fsspec URL such as s3://bucket/sweeps/net "
+            "(default: a new directory under sweeps/)."
+        ),
     ] = None,
     executor: Executor = None,
     workers: Workers = None,
@@ -231,11 +235,13 @@ def watch(
     interval: Annotated[float, typer.Option(min=0.1, help="Seconds between looks.")] = 1.0,
 ) -> None:
     """Follow a sweep from another shell, from its journal alone, until it ends; Ctrl-C ends the watching only."""
+    from autorank.remotewatch import followed
     from autorank.show import print_result
     from autorank.sweep import open_sweep
     from autorank.terminal import watch as follow
 
-    state = follow(sweep, interval)
+    with followed([sweep], _say) as (directory,):
+        state = follow(directory, interval)
     if state.stage == "ended":
         print_result(open_sweep(sweep))
     elif state.stage == "stopped":
@@ -245,7 +251,8 @@ def watch(
 @app.command()
 def dashboard(
     places: Annotated[
-        list[Path] | None, typer.Argument(help="Sweep directories, or directories of sweeps (default: sweeps).")
+        list[str] | None,
+        typer.Argument(help="Sweep directories, or directories of sweeps, or URLs of either (default: sweeps)."),
     ] = None,
     port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="Port (default: the first free one from 5000 on).")
@@ -258,8 +265,10 @@ def dashboard(
 ) -> None:
     """Serve the live dashboard and MLflow, in one process on one port, until Ctrl-C."""
     from autorank.dashboards.server import serve
+    from autorank.remotewatch import followed
 
-    serve(places or [Path("sweeps")], host=host, port=port, tracking_uri=tracking_uri, browse=browser, say=typer.echo)
+    with followed(places or ["sweeps"], _say, folders=True) as directories:
+        serve(directories, host=host, port=port, tracking_uri=tracking_uri, browse=browser, say=typer.echo)
 
 
 @app.command()
@@ -363,7 +372,7 @@ _NO_SETTINGS = {"config", "quiet", "model_arg", "data_arg", "option", "constrain
 def _flags(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the parameters of `search` as settings; most have a setting's name and value."""
     same = {name: value for name, value in given.items() if name not in _NO_SETTINGS}
-    paths = {name: str(given[name]) if given[name] else None for name in ("reuse", "sweep_dir")}
+    paths = {name: given[name] or None for name in ("reuse", "sweep_dir")}
     return {
         **same,
         **paths,
@@ -382,6 +391,10 @@ def _print_result(result: Any) -> None:
     print_result(result)
     if result.ended == "interrupted":
         raise typer.Exit(130)
+
+
+def _say(line: str) -> None:
+    typer.echo(line, err=True)
 
 
 def _given(**values: Any) -> dict[str, Any] | None:

@@ -15,6 +15,7 @@ from pydantic_core import PydanticCustomError
 from autorank.errors import ConfigError, did_you_mean
 from autorank.privacy import filled, lost
 from autorank.recover import Recovery
+from autorank.remotestore import is_url
 from autorank.yamlfile import explain, parse, read_text
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -266,7 +267,7 @@ def rooted(settings: Mapping[str, Any], root: Path) -> dict[str, Any]:
         value = data.get(key)
         if isinstance(value, str) and _is_there(root / value, Path.is_file):
             data[key] = str((root / value).resolve())
-    if isinstance(data.get("reuse"), str):
+    if isinstance(data.get("reuse"), str) and not is_url(data["reuse"]):
         data["reuse"] = os.path.abspath(root / data["reuse"])
     source = data.get("data")
     if isinstance(source, str):

@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from io import FileIO
@@ -170,6 +170,8 @@ class Journal:
     ----------
     mended : str
         What was found damaged and mended when it was opened, in one line.
+    written : callable
+        Called after every entry with the size of the journal in bytes.
 
     Raises
     ------
@@ -183,6 +185,7 @@ class Journal:
         self._file: FileIO | None = None
         self._lock: IO[bytes] | None = None
         self.mended = ""
+        self.written: Callable[[int], None] = lambda size: None
 
     def __enter__(self) -> Journal:
         try:
@@ -270,6 +273,7 @@ class Journal:
                 f"cannot write {self.path}: {error.strerror or error}; all trials before are safe: "
                 f"{mend}, then `autorank resume {self.directory}`"
             ) from None
+        self.written(size + len(line))
 
 
 def _sync(directory: Path) -> None:

@@ -15,7 +15,9 @@ MASK = "***"
 """Stands where a secret was."""
 
 _SECRET_KEY = re.compile(
-    r"(passw(or)?d|passphrase|pwd|token|secret|credentials?|auth|(api|access|secret|private)_?key)$", re.I
+    r"(passw(or)?d|passphrase|pwd|token|secret|credentials?|auth|connection_string"
+    r"|(api|access|secret|private|account|storage)_?key)$",
+    re.I,
 )
 _SECRET_NUMBER = re.compile(r"(passw(or)?d|passphrase|pwd)$", re.I)
 _REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from autorank.errors import SweepError
 from autorank.journal import read
+from autorank.remotedir import opened
 from autorank.types import SweepHeader, TrialRecord
 
 SAME = ("recovery", "seed", "validation", "calibration", "threads")
@@ -20,7 +21,7 @@ def borrowed(directory: Path | str, header: SweepHeader) -> tuple[TrialRecord, .
     Parameters
     ----------
     directory : path
-        Of the earlier sweep.
+        Of the earlier sweep, or its URL.
     header : SweepHeader
         Of the new one.
 
@@ -30,7 +31,7 @@ def borrowed(directory: Path | str, header: SweepHeader) -> tuple[TrialRecord, .
         There is no sweep, or its model, weights, data or recovery are others.
     """
     try:
-        contents = read(Path(directory))
+        contents = read(opened(directory))
     except SweepError as error:
         raise SweepError(f"reuse: {error}") from None
     before = contents.header

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autorank.captions import counted
 from autorank.errors import AutorankError, ConfigError
 from autorank.front import score_text
 from autorank.mlflow_ui import program
+from autorank.remotedir import shown
 from autorank.terminal import plot_for, standard_output
 from autorank.types import tally
 
@@ -220,7 +221,8 @@ def _result(result: SearchResult) -> list[object]:
     extra = "".join(f", {n} {what}" for n, what in ((pruned, "stopped early"), (failed, "failed")) if n)
     points = sum(not record.probe for record in result.records)
     probes = f" and {len(result.records) - points} probes" if points < len(result.records) else ""
-    command, sweep = shlex.quote(program("autorank")), shlex.quote(str(result.directory))
+    place = shown(result.directory)
+    command, sweep = shlex.quote(program("autorank")), shlex.quote(place)
     done = f"{points} of {header.config.get('trials', points)} trials{probes}{extra}"
     lines: list[object] = [f"{result.ended or 'still running'}: {done}", "", *_front_tables(result), ""]
     if result.points:
@@ -232,7 +234,8 @@ def _result(result: SearchResult) -> list[object]:
         lines.append(f"go on:       {command} resume {sweep}")
     if result.points:
         lines.append(f"export it:   {command} export {sweep}")
-    beside = "" if result.directory.parent == Path("sweeps") else f" {shlex.quote(str(result.directory.parent))}"
+    above = os.path.dirname(place) or "."
+    beside = "" if above == "sweeps" else f" {shlex.quote(above)}"
     lines.append(f"look at it:  {command} dashboard{beside}")
     if result.ui_command and header.config.get("tracking_uri"):  # the dashboard brings the default store's MLflow along
         lines.append(f"in MLflow:   {result.ui_command}")

@@ -20,9 +20,12 @@ from autorank.errors import ConfigError, SweepError
 from autorank.front import Recommendation, front_of, recommended, select
 from autorank.job import job_of
 from autorank.journal import FILE_NAME, Journal, read
+from autorank.mirror import Mirror
 from autorank.prepare import default_workers, prepare, resolve_device
 from autorank.privacy import remember, to_keep
 from autorank.progress import Reporter, Silent, open_reporter
+from autorank.remotedir import have, opened, send_export, shown, url_of
+from autorank.remotestore import is_url
 from autorank.tasks import Task, load_task
 from autorank.tasks.factories import extend_path
 from autorank.trial import TrialRunner
@@ -131,11 +134,14 @@ class SearchResult:
         """Return the recovered compressed model of a point (by default the recommended one), on the CPU."""
         point = point or self.best()
         task = self._need_task()
-        model = load_weights(task.model(), point.record.plan, weights_file(self.directory, point.record))
+        kept = weights_file(self.directory, point.record)
+        have(self.directory, kept)
+        model = load_weights(task.model(), point.record.plan, kept)
         if model is not None:
             return model
         # Its weights are gone: the trial is run again, for which all that trials share is needed.
         config = self.config.model_copy(update={"device": _device_here(self.config.device)})
+        opened(self.directory, everything=True)
         prepared = prepare(task, config, self.directory, Silent(), self.header)
         records = {record.number: record for record in self.records}
         return TrialRunner(prepared.context).model(job_of(point.record, records)).cpu()
@@ -171,7 +177,7 @@ class SearchResult:
         chosen = self.best(point=point, max_drop=max_drop, min_score=min_score, max_macs=max_macs)
         task = self._need_task()
         target = Path(directory) if directory is not None else self.directory / "exports" / str(chosen.record.number)
-        return export(
+        result = export(
             task,
             self.header.measured(self.dense),
             chosen,
@@ -183,6 +189,8 @@ class SearchResult:
             dense=self.dense,
             records=self.records,
         )
+        send_export(self.directory, target)
+        return result
 
     @property
     def config(self) -> SweepConfig:
@@ -219,7 +227,8 @@ def search(
         max_drop : score that the recommended point may lose;
         device : "auto", "cpu", "cuda"; executor : "ray" or "inline"; workers, threads : int;
         address : "auto" or "host:port" of a Ray cluster to join; cpus_per_trial, gpus_per_trial : numbers or fractions;
-        sweep_dir : path; tracking_uri, experiment : where MLflow's runs go; tracking : False for none.
+        sweep_dir : path, or an fsspec URL such as "s3://bucket/sweeps/net";
+        tracking_uri, experiment : where MLflow's runs go; tracking : False for none.
         Without a task also model, weights, data, model_args, data_args and validation.
 
     Returns
@@ -255,7 +264,8 @@ def search(
         raise ConfigError("address has no effect with executor: inline, which runs in one process; give one of the two")
     directory = new_directory(config)
     if (directory / FILE_NAME).exists() and read(directory).header is not None:
-        raise SweepError(f"{directory} already holds a sweep; `autorank resume {directory}` goes on with it")
+        name = shown(directory)
+        raise SweepError(f"{name} already holds a sweep; `autorank resume {name}` goes on with it")
     return _run(task, config, directory, progress, None)
 
 
@@ -267,7 +277,7 @@ def resume(
     Parameters
     ----------
     directory : path
-        Sweep directory.
+        Sweep directory, or its URL.
     task : Task, optional
         Needed when the sweep was started from Python with a task of its own.
     progress : bool
@@ -275,7 +285,7 @@ def resume(
         ``trials``, ``max_time``, ``workers``, ``executor``, ``tracking_uri``, … may be given anew; what shapes the
         results may not.
     """
-    directory = Path(directory)
+    directory = opened(directory, everything=True)
     contents = read(directory)
     header, finished = contents.header, sum(not record.probe for record in contents.records)
     if header is None:
@@ -320,7 +330,7 @@ def _device_here(name: str) -> str:
 
 def open_sweep(directory: Path | str, task: Task | None = None) -> SearchResult:
     """Return what a sweep has found so far, from its journal alone; works while it runs."""
-    directory = Path(directory)
+    directory = opened(directory)
     contents = read(directory)
     if contents.header is None:
         raise SweepError(f"{directory} has no trials yet: it was stopped while its dense model was measured")
@@ -357,7 +367,7 @@ def task_of(config: SweepConfig, started_in: str = "") -> Task:
 def new_directory(config: SweepConfig) -> Path:
     """Return the sweep directory of the settings, or a new name under ``sweeps/``."""
     if config.sweep_dir is not None:
-        return Path(config.sweep_dir)
+        return opened(config.sweep_dir, everything=True, new=is_url(config.sweep_dir))
     name = re.sub(r"[^A-Za-z0-9]+", "-", (config.model or "sweep").rsplit(":", 1)[-1]).strip("-").lower()
     return Path("sweeps") / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}-{secrets.token_hex(2)}"
 
@@ -394,6 +404,8 @@ def _run(
         if header is None:
             config = _with_lookahead(config, workers)
         journal = stack.enter_context(Journal(directory))
+        if (url := url_of(directory)) is not None:
+            stack.enter_context(Mirror(journal, url, reporter.say))
         if header is not None:
             kept = to_keep(config.model_dump(mode="json"))
             changed = {k: v for k, v in kept.items() if header.config.get(k) != v}

@@ -16,7 +16,19 @@ PACKAGE = ROOT / "autorank"
 # From the lowest to the highest. A name stands for a module, or for a package with all its modules.
 ROOMS: tuple[tuple[str, ...], ...] = (
     ("privacy", "trouble", "types", "errors"),
-    ("copying", "layout", "memoryformat", "modules", "opcounts", "planfile", "pytrees", "seeding", "yamlfile"),
+    (
+        "copying",
+        "layout",
+        "memoryformat",
+        "modules",
+        "opcounts",
+        "planfile",
+        "pytrees",
+        "remotelock",
+        "remotestore",
+        "seeding",
+        "yamlfile",
+    ),
     ("solvers",),
     ("formats",),
     ("quant",),
@@ -32,7 +44,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("config", "job", "schedule", "stopping", "progress"),
     ("fitestimate", "fitting", "errortable", "replay", "lossrise"),
     ("trial", "trialfiles"),
-    ("journal", "reuse", "following"),
+    ("journal", "remotedir", "mirror", "remotewatch", "reuse", "following"),
     (
         "captions",
         "scene",
@@ -78,6 +90,7 @@ ONLY = {
         "autorank.trainable",
         "autorank.watching",
     },
+    "fsspec": {"autorank.remotestore"},
     "mlflow": {"autorank.mlflow_store", "autorank.registry", "autorank.dashboards.mlflow_app"},
     "uvicorn": {"autorank.dashboards.server"},
 }
@@ -89,6 +102,7 @@ LAZY = frozenset(
         "dash",
         "datasets",
         "flask",
+        "fsspec",
         "fvcore",
         "matplotlib",
         "mlflow",
