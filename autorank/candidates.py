@@ -5,24 +5,29 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from autorank.errors import SpaceError, did_you_mean
 from autorank.spacefile import Defaults, FormatEntry, Grid, Ranks, SpaceFile
-from autorank.types import Choice, LayerCost, LayerSpec, Scalar
+from autorank.types import DENSE, Choice, LayerCost, LayerSpec, Scalar, bit_operations
 
 if TYPE_CHECKING:
     from autorank.formats.base import Format
+    from autorank.quant.size import LayerSize
 
 Options = tuple[tuple[str, Scalar], ...]
+Bits = tuple[int | None, int | None]
+"""Of weights and of activations."""
 
 BUILTIN = {
     "ranks": Ranks(macs_kept=[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]),
     "whiten": ["input"],
     "multiple_of": 1,
     "max_candidates": 16,
+    "weight_bits": ["none"],
+    "activation_bits": ["none"],
 }
 """What holds where a file says nothing."""
 
@@ -84,7 +89,7 @@ class Found:
     Attributes
     ----------
     candidates : dict
-        Every candidate that saves MACs or parameters, with its cost.
+        Every candidate that saves MACs, parameters or bits, with its cost.
     reasons : tuple of str
         Why formats, or some of their options, gave none.
     refused : bool
@@ -131,8 +136,53 @@ def candidates_of(file: SpaceFile, spec: LayerSpec, settings: LayerSettings) -> 
             useful = {choice: c for choice, c in costs.items() if c.macs < spec.macs or c.params < spec.params}
             if not useful:
                 reasons.append(f"{entry.name}{_shown(options)} has no rank that saves MACs or parameters")
-            found.update(_thinned(useful, entry, settings))
+            bits = _bits(entry, settings)
+            found.update(
+                (written, cost)
+                for choice, cost in _thinned(useful, entry, settings).items()
+                for written, cost in with_bits(spec, choice, cost, bits)
+            )
+    bits = [pair for pair in _bits(FormatEntry(name=settings.formats[0].name), settings) if pair[0] is not None]
+    found.update(with_bits(spec, Choice(DENSE, ()), LayerCost(spec.macs, spec.params), bits))
     return Found(found, tuple(dict.fromkeys(reasons)), refused_all)
+
+
+def _bits(entry: FormatEntry, settings: LayerSettings) -> list[Bits]:
+    """Return the numbers of bits that go together: activations have bits only where weights have."""
+    weights, activations = (
+        [None if bits == "none" else bits for bits in settings.value(entry, key)[0]]
+        for key in ("weight_bits", "activation_bits")
+    )
+    quantized = [(w, a) for w in weights for a in activations if w is not None]
+    return ([(None, None)] if None in weights else []) + quantized
+
+
+def with_bits(spec: LayerSpec, choice: Choice, cost: LayerCost, bits: Sequence[Bits]) -> list[tuple[Choice, LayerCost]]:
+    """Return a choice without bits once for each of `bits` that its layer can have, with what it costs then."""
+    found = [(choice, cost)] if (None, None) in bits else []
+    wanted = [pair for pair in bits if pair[0] is not None]
+    size = layer_size(spec, choice) if wanted else None
+    for weight, activation in wanted if size is not None else ():
+        assert weight is not None
+        assert size is not None
+        kept = replace(cost, bytes=size.bytes(weight, activation), bops=bit_operations(cost.macs, weight, activation))
+        found.append((replace(choice, weight_bits=weight, activation_bits=activation), kept))
+    return found
+
+
+def layer_size(spec: LayerSpec, choice: Choice) -> LayerSize:
+    """Return the sizes of a layer's factors, or of its kernel where it keeps that."""
+    import torch
+
+    from autorank import formats
+    from autorank.measure import dense_layer
+    from autorank.quant.size import LayerSize
+
+    with torch.device("meta"):
+        if choice.format == DENSE:
+            return LayerSize.of(dense_layer(spec))
+        layer = formats.get(choice.format).layer(spec, choice.rank, choice.options)
+    return LayerSize.of(layer.to(getattr(torch, spec.dtype)))
 
 
 def _shown(options: Options) -> str:

@@ -13,6 +13,7 @@ COST_LABELS = {
     "params_kept": "parameters kept",
     "bytes_kept": "bytes kept",
     "latency_kept": "latency kept",
+    "bops_kept": "bit operations kept",
 }
 UNITS = {"accuracy": "%", "top1": "%", "top5": "%", "psnr": "dB"}
 _HOVER_LAYERS = 8

@@ -14,6 +14,7 @@ from pydantic_core import PydanticCustomError
 
 from autorank.errors import ConfigError, did_you_mean
 from autorank.privacy import filled, lost
+from autorank.quant.settings import QuantSettings
 from autorank.recover import Recovery
 from autorank.remotestore import is_url
 from autorank.yamlfile import explain, parse, read_text
@@ -86,6 +87,7 @@ class SweepConfig(_Section):
     tracking_uri: str | None = None
     experiment: str = Field("autorank", min_length=1)
     recovery: Recovery = Recovery()
+    quantization: QuantSettings = QuantSettings()
     pruning: PruningConfig = PruningConfig()
     latency: LatencyConfig = LatencyConfig()
     calibration: int = Field(512, ge=1)
@@ -160,15 +162,12 @@ class SweepConfig(_Section):
     def _recovery(cls, value: object) -> object:
         if not isinstance(value, Mapping):
             return value
-        names = [field.name for field in fields(Recovery)]
-        for key in value:
-            if key not in names:
-                why = {"key": repr(key), "hint": did_you_mean(str(key), names), "keys": ", ".join(names)}
-                raise PydanticCustomError("key", "unknown key {key}{hint}; allowed are {keys}", why)
-        try:
-            return Recovery(**value)
-        except ConfigError as error:
-            raise PydanticCustomError("recovery", "{error}", {"error": str(error).removeprefix("recovery: ")}) from None
+        return _made(Recovery, "recovery", value)
+
+    @field_validator("quantization", mode="before")
+    @classmethod
+    def _quantization(cls, value: object) -> object:
+        return _made(QuantSettings, "quantization", value) if isinstance(value, Mapping) else value
 
     @field_validator("objectives", "constraints", mode="before")
     @classmethod
@@ -179,6 +178,19 @@ class SweepConfig(_Section):
     @classmethod
     def _named(cls, value: object) -> object:
         return {"name": value} if isinstance(value, str) else value
+
+
+def _made(kind: type[Any], what: str, given: Mapping[str, Any]) -> object:
+    """Return a dataclass of settings made from a mapping; what it says of a value becomes an error of the key."""
+    names = [field.name for field in fields(kind)]
+    for key in given:
+        if key not in names:
+            why = {"key": repr(key), "hint": did_you_mean(str(key), names), "keys": ", ".join(names)}
+            raise PydanticCustomError("key", "unknown key {key}{hint}; allowed are {keys}", why)
+    try:
+        return kind(**given)
+    except ConfigError as error:
+        raise PydanticCustomError(what, "{error}", {"error": str(error).removeprefix(f"{what}: ")}) from None
 
 
 def parse_duration(text: str) -> float:

@@ -8,8 +8,8 @@ interpolated; which ones follows from sizes alone, never from a clock, so that t
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,10 @@ from autorank.fitting import Unit, fit_ahead
 from autorank.layout import canonical_weight
 from autorank.measure import undisturbed
 from autorank.progress import Reporter, Silent
+from autorank.quanterrors import quantized_errors
 from autorank.solvers.whitening import LayerStats
 from autorank.space import Candidate, LayerCandidates
-from autorank.types import Choice, Errors
+from autorank.types import DENSE, Choice, Errors
 from autorank.types.decoding import decoded
 
 Table = dict[tuple[str, Choice], Errors]
@@ -93,7 +94,7 @@ def candidate_errors(
         weight = modules[layer.spec.name].weight
         assert isinstance(weight, Tensor)
         weights[layer.spec.name] = canonical_weight(weight.detach(), layer.spec)
-    ranked = [family for layer in layers for family in families(layer)]
+    ranked = [family for layer in layers for family in families(_without_bits(layer))]
     share = max(1, processes)
     chosen = ranked if budget_s is None else thinned(ranked, budget_s * share)
     total = sum(len(family.candidates) for family in chosen)
@@ -145,9 +146,50 @@ def candidate_errors(
         torch.set_num_threads(before)
     for family, fitted in zip(ranked, chosen, strict=True):
         table |= interpolated(family, fitted, table)
+    made = {(family.spec.name, candidate.choice) for family in chosen for candidate in family.candidates}
+    for family in (family for layer in layers for family in families(layer)):
+        table |= _with_bits(family, made, weights[family.spec.name], given.get(family.spec.name), cache, seed)
     reporter.step(_WHAT, total, total)
     # In the order of the space.
     return {(layer.spec.name, c.choice): table[layer.spec.name, c.choice] for layer in layers for c in layer.candidates}
+
+
+def _without_bits(layer: LayerCandidates) -> LayerCandidates:
+    """Return the layer with every candidate once, in floating point: bits change nothing in a fit."""
+    plain = {
+        replace(c.choice, weight_bits=None, activation_bits=None): c.cost
+        for c in layer.candidates
+        if c.choice.format != DENSE
+    }
+    return replace(layer, candidates=tuple(Candidate(choice, cost) for choice, cost in plain.items()))
+
+
+def _with_bits(
+    family: Family,
+    made: Container[tuple[str, Choice]],
+    weight: Tensor,
+    stats: LayerStats | None,
+    cache: FitCache,
+    seed: int,
+) -> Table:
+    """Return the errors of a family with bits; nothing for one without."""
+    found: Table = {}
+    if family.candidates[0].choice.weight_bits is None:
+        return found
+    known = []
+    for candidate in family.candidates:
+        choice = candidate.choice
+        plain = replace(choice, weight_bits=None, activation_bits=None)
+        if choice.format != DENSE and (family.spec.name, plain) not in made:
+            continue
+        known.append(candidate)
+        factors = None
+        with undisturbed():
+            if choice.format != DENSE:
+                fmt = formats.get(choice.format)
+                factors, _ = cache.get_or_fit(fmt, weight, family.spec, plain, stats, seed)
+            found[family.spec.name, choice] = quantized_errors(weight, family.spec, choice, factors, stats)
+    return found | interpolated(family, Family(family.spec, tuple(known)), found)
 
 
 def _travels(unit: Unit, weights: Mapping[str, Tensor]) -> bool:

@@ -26,7 +26,7 @@ from autorank.solvers.curvature import predicted_loss_increase
 from autorank.solvers.kept import DIGESTS, digest, digest_all
 from autorank.solvers.whitening import LayerStats
 from autorank.trouble import tell
-from autorank.types import Choice, LayerSpec, canonical_json
+from autorank.types import Choice, Errors, LayerSpec, canonical_json
 
 LAYOUT = 4
 """Raised when what a cache file holds changes."""
@@ -183,15 +183,24 @@ def _code(module: str) -> str:
 def _errors(
     fmt: Format, weight: Tensor, spec: LayerSpec, choice: Choice, factors: Factors, stats: LayerStats | None
 ) -> dict[str, Any]:
-    dense = (
-        weight.detach().to(torch.float64) if weight.device.type != "mps" else weight.detach().cpu().to(torch.float64)
-    )
-    approx = fmt.reconstruct(factors, spec, choice.rank, choice.options).detach().to(dense)
-    norm = torch.linalg.vector_norm(dense)
-    error = torch.linalg.vector_norm(dense - approx)
+    found = kernel_errors(weight, fmt.reconstruct(factors, spec, choice.rank, choice.options), stats)
     return {
-        "weight_error": float(error / norm) if norm > 0 else float(error),
-        "output_error": None if stats is None else whitening.output_error(dense, approx, stats),
-        "loss_increase": None if stats is None else predicted_loss_increase(dense, approx, stats),
+        "weight_error": found.weight,
+        "output_error": found.output,
+        "loss_increase": found.loss,
         "sensitivity": fmt.sensitivity(factors, spec, choice.rank, choice.options),
     }
+
+
+def kernel_errors(weight: Tensor, approx: Tensor, stats: LayerStats | None) -> Errors:
+    """Return what a layer loses whose kernel `weight` becomes `approx`, both (T, S/groups, K1, ..., Kd)."""
+    weight = weight.detach() if weight.device.type != "mps" else weight.detach().cpu()
+    dense = weight.to(torch.float64)
+    approx = approx.detach().to(dense)
+    norm = torch.linalg.vector_norm(dense)
+    error = torch.linalg.vector_norm(dense - approx)
+    return Errors(
+        float(error / norm) if norm > 0 else float(error),
+        None if stats is None else whitening.output_error(dense, approx, stats),
+        None if stats is None else predicted_loss_increase(dense, approx, stats),
+    )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from autorank import formats
 from autorank.space import Candidate, LayerCandidates
-from autorank.types import LayerSpec, Scalar
+from autorank.types import Choice, LayerSpec
 
 DEFAULT_BUDGET_S = 60.0
 """Estimated seconds of fitting per process beyond which some ranks are not fitted."""
@@ -73,10 +73,10 @@ def fit_seconds(spec: LayerSpec, candidate: Candidate) -> float:
 
 
 def families(layer: LayerCandidates) -> list[Family]:
-    """Group the candidates of a layer by format and options."""
-    groups: dict[tuple[str, tuple[tuple[str, Scalar], ...]], list[Candidate]] = {}
+    """Group the candidates of a layer by format, options and bits."""
+    groups: dict[Choice, list[Candidate]] = {}
     for candidate in layer.candidates:
-        groups.setdefault((candidate.choice.format, candidate.choice.options), []).append(candidate)
+        groups.setdefault(replace(candidate.choice, rank=()), []).append(candidate)
     return [
         Family(layer.spec, tuple(sorted(group, key=lambda c: (c.cost.macs, c.cost.params, c.choice.rank))))
         for group in groups.values()

@@ -38,6 +38,7 @@ WORDS = {
     "params_kept": "of the parameters",
     "bytes_kept": "of the bytes",
     "latency_kept": "of the latency",
+    "bops_kept": "of the bit operations",
 }
 """How a ratio is read aloud."""
 

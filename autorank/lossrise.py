@@ -6,6 +6,7 @@ does, and costs a part of a forward pass for every candidate: the part behind th
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,10 +21,11 @@ from autorank.formats.replacing import in_place_of
 from autorank.layout import canonical_weight
 from autorank.measure import undisturbed
 from autorank.progress import Reporter, Silent
+from autorank.quanterrors import rounded_layer
 from autorank.replay import Replay
 from autorank.solvers.whitening import LayerStats
 from autorank.tasks.batch import Batch
-from autorank.types import Choice, LayerSpec
+from autorank.types import DENSE, Choice, LayerSpec
 
 Loss = Callable[[Any, Any, Any], Tensor]
 """From a network's outputs, the dense network's and the targets to the mean loss of the examples."""
@@ -120,11 +122,13 @@ def measured_increases(
 def _layer(
     old: nn.Module, spec: LayerSpec, choice: Choice, stats: LayerStats | None, cache: FitCache, seed: int
 ) -> nn.Module:
+    if choice.format == DENSE:
+        return rounded_layer(copy.deepcopy(old), choice, spec.name)
     fmt, weight = formats.get(choice.format), old.weight
     assert isinstance(weight, Tensor)
     with undisturbed():
         factors, _ = cache.get_or_fit(fmt, canonical_weight(weight.detach(), spec), spec, choice, stats, seed)
-        return in_place_of(old, fmt.layer(spec, choice.rank, choice.options, factors))
+        return rounded_layer(in_place_of(old, fmt.layer(spec, choice.rank, choice.options, factors)), choice, spec.name)
 
 
 def _announce(reporter: Reporter, replay: Replay, pairs: Sequence[tuple[LayerSpec, Choice]], batches: int) -> None:

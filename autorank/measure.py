@@ -17,8 +17,9 @@ from autorank.copying import model_copy
 from autorank.errors import ModelError, describe
 from autorank.opcounts import handles
 from autorank.pytrees import tensors
+from autorank.quant.size import stored_bytes
 from autorank.seeding import seeded
-from autorank.types import CallSize, Choice, Cost, LayerSpec
+from autorank.types import DENSE, CallSize, Choice, Cost, LayerSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -102,12 +103,6 @@ def undisturbed() -> Iterator[None]:
         yield
 
 
-def parameter_cost(model: nn.Module) -> tuple[int, int]:
-    """Return number and stored bytes of the parameters; a shared parameter counts once."""
-    parameters = [p for p in model.parameters() if not nn.parameter.is_lazy(p)]
-    return sum(p.numel() for p in parameters), sum(p.numel() * p.element_size() for p in parameters)
-
-
 def count(
     model: nn.Module, inputs: tuple[Tensor, ...], device: str | torch.device = "cpu"
 ) -> tuple[Cost, tuple[tuple[str, int], ...]]:
@@ -160,10 +155,10 @@ def analyse(model: nn.Module, inputs: tuple[Tensor, ...], device: str | torch.de
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
     uncounted.update(analysis.unsupported_ops())
-    params, size = parameter_cost(wrapped)
+    params = sum(p.numel() for p in wrapped.parameters() if not nn.parameter.is_lazy(p))
     prefix = "model."
     return Count(
-        Cost(round(counted[""]), params, size),
+        Cost(round(counted[""]), params, stored_bytes(wrapped)),
         tuple(sorted(uncounted.items())),
         {"": round(counted[""])}
         | {k.removeprefix(prefix): round(v) for k, v in counted.items() if k.startswith(prefix)},
@@ -295,7 +290,7 @@ def _time_layer(
     rows = batch * call.batch
     size = (rows, *call.input, spec.in_channels) if spec.kind == "linear" else (rows, spec.in_channels, *call.input)
     with undisturbed(), seeded(0):
-        if choice is None:
+        if choice is None or choice.format == DENSE:
             layer = dense_layer(spec)
         else:
             layer = formats.get(choice.format).layer(spec, choice.rank, choice.options)

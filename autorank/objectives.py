@@ -9,7 +9,13 @@ from collections.abc import Sequence
 from autorank.errors import ConfigError, did_you_mean
 from autorank.types import Constraint, Direction, Objective
 
-COSTS = {"macs": "macs_kept", "params": "params_kept", "bytes": "bytes_kept", "latency": "latency_kept"}
+COSTS = {
+    "macs": "macs_kept",
+    "params": "params_kept",
+    "bytes": "bytes_kept",
+    "latency": "latency_kept",
+    "bops": "bops_kept",
+}
 """Short name of each cost → name of its ratio to the dense model."""
 
 
@@ -23,7 +29,7 @@ def _resolve(name: str, metric: str, where: str) -> str:
     if wanted in COSTS.values():
         return wanted
     allowed = list(dict.fromkeys(["score", metric, *COSTS, *COSTS.values()]))
-    hint = did_you_mean(wanted, allowed)
+    hint = "; did you mean macs? one of them is two FLOPs" if wanted == "flops" else did_you_mean(wanted, allowed)
     raise ConfigError(f"{where}: unknown name {name.strip()!r}{hint}; allowed are {', '.join(allowed)}")
 
 
@@ -36,7 +42,7 @@ def parse_objectives(
     ----------
     objectives : str or sequence of str
         Names, separated by commas when it is one text: the metric's own name or ``score``, and ``macs``, ``params``,
-        ``bytes``, ``latency`` or their ``*_kept`` names.
+        ``bytes``, ``latency``, ``bops`` or their ``*_kept`` names.
     metric : str
         The task's name for its score.
     direction : {"max", "min"}

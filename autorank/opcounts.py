@@ -34,6 +34,7 @@ index_select item lift_fresh masked_select meshgrid movedim numpy_T new_ones one
 pixel_unshuffle rand rand_like randn randn_like repeat repeat_interleave replication_pad1d replication_pad2d
 replication_pad3d reflection_pad1d reflection_pad2d reflection_pad3d resize_as_ scalar_tensor scatter scatter_add
 squeeze_ sym_size tensor tile unflatten unfold view_as channel_shuffle bernoulli bernoulli_
+fake_quantize_per_channel_affine fake_quantize_per_tensor_affine
 T adjoint amax amin aminmax clip clip_ concat conj eye hstack linspace log1p logsumexp mH mT nan_to_num ravel real
 reshape_as swapaxes swapdims unsafe_chunk unsafe_split vstack
 """

@@ -19,13 +19,9 @@ from autorank.layout import canonical_weight, stored_weight
 from autorank.measure import undisturbed
 from autorank.modules import Reading, read, substitute
 from autorank.quant.build import quantized_layer, without_bits
-from autorank.quant.fake import ACTIVATION_BITS, WEIGHT_BITS
 from autorank.seeding import seeded
 from autorank.solvers.whitening import LayerStats
-from autorank.types import Choice, LayerResult, LayerSpec, Plan
-
-DENSE = "dense"
-"""What stands for the format of a layer that keeps its kernel and has bits."""
+from autorank.types import ACTIVATION_BITS, DENSE, WEIGHT_BITS, Choice, LayerResult, LayerSpec, Plan
 
 
 def check(model: nn.Module, plan: Plan, *, specs: Sequence[LayerSpec] = ()) -> None:

@@ -8,7 +8,7 @@ import math
 import os
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -69,6 +69,19 @@ def resolve_device(name: str) -> str:
     return name
 
 
+def _can_have_bits(asked: Container[str], source: str, reporter: Reporter) -> None:
+    """Refuse what cannot be searched with bits, and say so where bits would be chosen for nothing."""
+    if "latency_kept" in asked:
+        raise ConfigError(
+            f"latency is an objective or a constraint, and {source} gives layers bits: their time is that of the "
+            "exported int8 graph, which is measured at export only; use bops or bytes instead, or take the bits out"
+        )
+    if "bops_kept" not in asked and "bytes_kept" not in asked:
+        reporter.say(
+            f"note: {source} gives layers bits, and neither bops nor bytes is an objective: bits only cost accuracy"
+        )
+
+
 def prepare(
     task: Task, config: SweepConfig, directory: Path, reporter: Reporter, before: SweepHeader | None = None
 ) -> Prepared:
@@ -114,14 +127,18 @@ def prepare(
         strategies.make("random", space, objectives, constraints)
 
     latencies: Latencies = {}
-    needs_latency = any(o.name == "latency_kept" for o in objectives) or any(
-        c.name == "latency_kept" for c in constraints
-    )
+    asked = {o.name for o in objectives} | {c.name for c in constraints}
     dense_cost = profile.dense
-    if needs_latency:
+    if space.quantizes:
+        _can_have_bits(asked, file.source, reporter)
+    if "latency_kept" in asked:
         latencies, dense_ms = _latencies(model, task, space, config, device, cache, reporter)
         dense_cost = replace(dense_cost, latency_ms=dense_ms)
         space = build_space(file, replace(profile, dense=dense_cost), latencies)
+
+    if "bops_kept" in asked:
+        space = space.with_bops()
+    dense_cost = replace(dense_cost, bops=space.dense.bops)
 
     model = model.to(device)
     torch.set_num_threads(available_cores())  # one process works now; the trials fix their own number
@@ -157,6 +174,7 @@ def prepare(
         specs=profile.layers,
         dense_cost=dense_cost,
         recovery=recovery,
+        quantization=config.quantization,
         seed=config.seed,
         device=device,
         threads=config.threads,

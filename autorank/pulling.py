@@ -17,11 +17,12 @@ from autorank.errors import TrialError
 from autorank.fitcache import FitCache
 from autorank.layout import canonical_weight, stored_weight
 from autorank.modules import read
+from autorank.quanterrors import rounded_kernel
 from autorank.recover import Recovery, Teacher, fine_tune
 from autorank.solvers.whitening import LayerStats
 from autorank.tasks.base import Task
 from autorank.tasks.batch import Device
-from autorank.types import Choice, LayerSpec, Plan
+from autorank.types import DENSE, Choice, LayerSpec, Plan
 
 __all__ = ["Pull", "decomposed_kernels", "squared_distances", "train_with_pull"]
 
@@ -141,9 +142,11 @@ def decomposed_kernels(
     kernels = {}
     for name, choice in plan.layers:
         weight, spec = _kernel(model, name, specs)
-        fmt = formats.get(choice.format)
-        factors, _ = cache.get_or_fit(fmt, weight, spec, choice, (stats or {}).get(name), plan.seed)
-        kernels[name] = fmt.reconstruct(factors, spec, choice.rank, choice.options)
+        factors = None
+        if choice.format != DENSE:
+            own = (stats or {}).get(name)
+            factors, _ = cache.get_or_fit(formats.get(choice.format), weight, spec, choice, own, plan.seed)
+        kernels[name] = rounded_kernel(weight, spec, choice, factors)
     return kernels
 
 
@@ -181,13 +184,12 @@ def squared_distances(
         weight, spec = _kernel(model, name, specs)
         distances = []
         for choice in choices:
-            fmt = formats.get(choice.format)
-            own = (stats or {}).get(name)
-            if cache is None:
-                factors = fmt.fit(weight, spec, choice.rank, choice.options, own, seed)
-            else:
-                factors, _ = cache.get_or_fit(fmt, weight, spec, choice, own, seed)
-            copy = fmt.reconstruct(factors, spec, choice.rank, choice.options)
+            own, factors = (stats or {}).get(name), None
+            if choice.format != DENSE and cache is None:
+                factors = formats.get(choice.format).fit(weight, spec, choice.rank, choice.options, own, seed)
+            elif choice.format != DENSE and cache is not None:
+                factors, _ = cache.get_or_fit(formats.get(choice.format), weight, spec, choice, own, seed)
+            copy = rounded_kernel(weight, spec, choice, factors)
             distances.append(float((weight - copy.to(weight)).float().square().sum()))
         found[name] = tuple(distances)
     return found

@@ -9,7 +9,7 @@ from autorank.journal import read
 from autorank.remotedir import opened
 from autorank.types import SweepHeader, TrialRecord
 
-SAME = ("recovery", "seed", "validation", "calibration", "threads")
+SAME = ("recovery", "quantization", "seed", "validation", "calibration", "threads")
 """Settings on which the outcome of a trial depends besides its plan."""
 
 
@@ -40,7 +40,7 @@ def borrowed(directory: Path | str, header: SweepHeader) -> tuple[TrialRecord, .
     if dict(before.fingerprint) != dict(header.fingerprint):
         raise SweepError(f"reuse: the sweep in {directory} had another model, other weights or other data")
     for key in SAME:
-        if before.config.get(key) != header.config.get(key):
+        if before.config.get(key, header.config.get(key)) != header.config.get(key):  # older sweeps lack some keys
             raise SweepError(
                 f"reuse: the sweep in {directory} had {key} = {before.config.get(key)}, this one has "
                 f"{header.config.get(key)}; with the same {key} its trials can be reused"

@@ -7,11 +7,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from autorank.candidates import LayerSettings, candidates_of
+from autorank.candidates import LayerSettings, candidates_of, with_bits
 from autorank.errors import SpaceError
 from autorank.patterns import check_patterns, matching_rules, nearest
 from autorank.spacefile import SpaceFile, read_space, shipped, shipped_text
-from autorank.types import Choice, Cost, Errors, LayerCost, LayerSpec, LeftAlone, ModelProfile, Plan, Spectrum
+from autorank.types import (
+    DENSE,
+    Choice,
+    Cost,
+    Errors,
+    LayerCost,
+    LayerSpec,
+    LeftAlone,
+    ModelProfile,
+    Plan,
+    Spectrum,
+    bit_operations,
+)
 
 __all__ = [
     "Candidate",
@@ -97,7 +109,8 @@ class SearchSpace:
     def cost(self, plan: Plan) -> Cost:
         """Return the cost of `plan` in closed form: the dense cost, less the dense layers, plus what replaces them.
 
-        Bytes follow the parameters at the dense model's bytes per parameter. Latency is the prediction from the table
+        Bytes follow the parameters at the dense model's bytes per parameter, but for layers with bits.
+        Latency is the prediction from the table
         of layer times, and None unless every layer that the plan names was timed.
 
         Parameters
@@ -119,35 +132,63 @@ class SearchSpace:
             layer = self.by_name.get(name)
             if layer is None:
                 raise SpaceError(f"layer {name!r} is not in the search space; {nearest(name, self.by_name)}")
-            candidate = layer.by_choice.get(choice)
-            if candidate is None:
-                from autorank import formats
-
-                cost = formats.get(choice.format).cost(layer.spec, choice.rank, choice.options)
-                candidate = Candidate(choice, cost)
-            chosen.append((layer, candidate))
+            chosen.append((layer, layer.by_choice.get(choice) or Candidate(choice, _cost(layer.spec, choice))))
         return self.cost_with(chosen)
 
     def cost_with(self, chosen: Iterable[tuple[LayerCandidates, Candidate]]) -> Cost:
         """Return the cost of the model with each of these layers replaced by the candidate beside it."""
         macs, params, latency = self.dense.macs, self.dense.params, self.dense.latency_ms
+        size, bops = self.dense.bytes, self.dense.bops
         pairs: list[tuple[float, float]] | None = None if latency is None else []
         for layer, candidate in chosen:
             macs += candidate.cost.macs - layer.spec.macs
             params += candidate.cost.params - layer.spec.params
+            size += self.bytes_of(candidate.cost) - self._width * layer.spec.params
+            if bops is not None:
+                bops += bops_of(candidate.cost) - bit_operations(layer.spec.macs, None, None)
             if pairs is not None:
                 if candidate.latency_ms is None or layer.dense_latency_ms is None:
                     pairs = None
                 else:
                     pairs.append((layer.dense_latency_ms, candidate.latency_ms))
         latency = None if latency is None or pairs is None else predicted_latency(latency, pairs)
-        return Cost(macs, params, self.dense.bytes - self._width * (self.dense.params - params), latency)
+        return Cost(macs, params, size, latency, bops)
+
+    def with_bops(self) -> SearchSpace:
+        """Return the space with bit operations in its costs."""
+        return replace(self, dense=replace(self.dense, bops=bit_operations(self.dense.macs, None, None)))
+
+    @cached_property
+    def quantizes(self) -> bool:
+        """Whether some candidate has bits."""
+        return any(c.choice.weight_bits is not None for layer in self.layers for c in layer.candidates)
+
+    def bytes_of(self, cost: LayerCost) -> int:
+        """Return the bytes of a layer; without bits they follow the parameters."""
+        return self._width * cost.params if cost.bytes is None else cost.bytes
 
     @cached_property
     def _width(self) -> int:
         """Bytes of one parameter; 4 unless the dense model says otherwise."""
         width, rest = divmod(self.dense.bytes, max(self.dense.params, 1))
         return width if width and not rest else 4
+
+
+def bops_of(cost: LayerCost) -> int:
+    """Return the bit operations of a layer; without bits they follow the MACs."""
+    return bit_operations(cost.macs, None, None) if cost.bops is None else cost.bops
+
+
+def _cost(spec: LayerSpec, choice: Choice) -> LayerCost:
+    """Return what a choice costs that is not among the candidates."""
+    from autorank import formats
+
+    plain = replace(choice, weight_bits=None, activation_bits=None)
+    cost = LayerCost(spec.macs, spec.params)
+    if choice.format != DENSE:
+        cost = formats.get(choice.format).cost(spec, choice.rank, choice.options)
+    ((_, found),) = with_bits(spec, plain, cost, [(choice.weight_bits, choice.activation_bits)])
+    return found
 
 
 def predicted_latency(dense_ms: float, pairs: Iterable[tuple[float, float]]) -> float:
@@ -215,15 +256,15 @@ def build_space(
         raise SpaceError(f"{file.source}: no layer has a candidate: {_why_empty(kept, profile)}")
     dense = profile.dense
     if latencies and dense.latency_ms is None:
-        dense = Cost(
-            dense.macs, dense.params, dense.bytes, sum(t for (_, choice), t in times.items() if choice is None)
-        )
-    return SearchSpace(tuple(layers), tuple(kept), dense)
+        dense = replace(dense, latency_ms=sum(t for (_, choice), t in times.items() if choice is None))
+    space = SearchSpace(tuple(layers), tuple(kept), dense)
+    return space.with_bops() if space.quantizes else space
 
 
-def _order(candidate: Candidate) -> tuple[int, int, str, str, tuple[int, ...]]:
+def _order(candidate: Candidate) -> tuple[object, ...]:
     choice = candidate.choice
-    return candidate.cost.macs, candidate.cost.params, choice.format, repr(choice.options), choice.rank
+    bits = -(choice.weight_bits or 32), -(choice.activation_bits or 32)
+    return candidate.cost.macs, candidate.cost.params, choice.format, repr(choice.options), choice.rank, bits
 
 
 def _kept(spec: LayerSpec, reason: str) -> LeftAlone:

@@ -9,6 +9,8 @@ A file looks like this; every key but ``version`` may be left out, and rules tha
       ranks: {macs_kept: [0.2, 0.4, 0.6]}  # or fractions: of the largest rank, or counts:, or modes:
       multiple_of: 1
       max_candidates: 16                   # per layer, format and option set
+      weight_bits: [none, 8]               # of every factor: none (floating point), 8, 6 or 4
+      activation_bits: [8]                 # of the inputs of factors with weight bits: none or 8
     dense: [conv1, "re:.*downsample.*", "type:linear"]
     rules:
       - match: {name: "layer3.*", kind: [conv2d], kernel: [[3, 3]]}
@@ -42,7 +44,7 @@ from pydantic_core import PydanticCustomError
 
 from autorank import yamlfile
 from autorank.errors import SpaceError, did_you_mean
-from autorank.types import Kind, Scalar
+from autorank.types import ACTIVATION_BITS, WEIGHT_BITS, Kind, Scalar
 
 Whiten = Literal["none", "input", "output", "both"]
 
@@ -165,6 +167,23 @@ Formats = Annotated[
 Whitens = Annotated[list[Whiten], Field(min_length=1), AfterValidator(_distinct), BeforeValidator(_as_list)]
 
 
+def _bits(*allowed: int) -> Any:
+    """Return the type of a list of numbers of bits, ``none`` standing for floating point."""
+
+    def known(value: Any) -> Any:
+        if value != "none" and (type(value) is not int or value not in allowed):
+            why = {"value": repr(value), "allowed": ", ".join(map(str, ("none", *allowed)))}
+            raise PydanticCustomError("bits", "{value} bits are not among {allowed}", why)
+        return value
+
+    entry = Annotated[int | Literal["none"], BeforeValidator(known)]
+    return Annotated[list[entry], Field(min_length=1), AfterValidator(_distinct), BeforeValidator(_as_list)]
+
+
+WeightBits = _bits(*WEIGHT_BITS)
+ActivationBits = _bits(*ACTIVATION_BITS)
+
+
 class Settings(_Strict):
     """What defaults, a rule or a single format can set; None leaves it to what came before."""
 
@@ -172,6 +191,8 @@ class Settings(_Strict):
     whiten: Whitens | None = None
     multiple_of: int | None = Field(default=None, ge=1)
     max_candidates: int | None = Field(default=None, ge=1)
+    weight_bits: WeightBits | None = None  # type: ignore[valid-type]
+    activation_bits: ActivationBits | None = None  # type: ignore[valid-type]
 
 
 class FormatEntry(Settings):

@@ -221,6 +221,7 @@ def search(
         trials : int (40); max_time, trial_timeout : seconds or text such as "30m"; seed : int (0);
         objectives : two or three names ("score,macs"); constraints : texts such as "macs_kept<=0.5";
         recovery : the fine-tune, a mapping of `autorank.recover.Recovery`'s fields (steps 100, lr 0.02, …);
+        quantization : for layers with bits, a mapping of `autorank.quant.QuantSettings`' fields;
         pruning : {"patience": 3, "margin": 2.0}; latency : {"batch": 1, "threads": 1};
         calibration : examples for layer statistics (512); predictions : "curvature", or "measured" (slower);
         reuse : directory of an earlier sweep whose trials are not run again;

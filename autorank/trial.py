@@ -7,7 +7,7 @@ import os
 import platform
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from autorank.layout import canonical_weight
 from autorank.plan import apply, undecomposed
 from autorank.privacy import hidden
 from autorank.pulling import decomposed_kernels, squared_distances, train_with_pull
+from autorank.quant import QuantSettings, calibrate, leaves, with_bits
 from autorank.recover import Recovery, Teacher, fine_tune, reestimate_batch_norm
 from autorank.sequential import apply_in_order
 from autorank.solvers import whitening
@@ -43,7 +44,11 @@ from autorank.types import (
     LayerSpec,
     Plan,
     TrialRecord,
+    bit_operations,
 )
+
+Curve = tuple[tuple[int, float], ...]
+"""(step, loss) of a training."""
 
 BATCH_NORM_BATCH = 128
 IN_ORDER_EXAMPLES = 512
@@ -67,6 +72,8 @@ class TrialContext:
         PyTorch threads of a trial.
     directory : Path
         Sweep directory: holds the fit cache, layer statistics, teacher outputs and models.
+    quantization : QuantSettings
+        For the layers of a plan that have bits.
     stats_file : Path or None
         Layer statistics for whitened fits.
     teacher_file : Path or None
@@ -84,6 +91,7 @@ class TrialContext:
     device: str
     threads: int
     directory: Path
+    quantization: QuantSettings = field(default_factory=QuantSettings)
     stats_file: Path | None = None
     teacher_file: Path | None = None
     latencies: Mapping[tuple[str, Choice | None], float] = field(default_factory=dict)
@@ -202,7 +210,11 @@ class TrialRunner:
             if context.recovery.in_order and origin is self._dense and not job.probe and job.plan.layers:
                 examples = context.task.calibration_batches(IN_ORDER_EXAMPLES, 64, context.device)
                 batches = [batch.inputs for batch in examples]
-                model, layers = apply_in_order(origin, job.plan, batches, specs=context.specs, stats=self._statistics())
+                model, layers = apply_in_order(
+                    origin, job.plan.in_float, batches, specs=context.specs, stats=self._statistics()
+                )
+                model = with_bits(model, job.plan)
+                layers = with_their_bits(job.plan, layers, context.specs)
             else:
                 # Weights that were trained in the sweep are fitted once; only fits of the dense model's come back.
                 cache = self._cache if origin is self._dense else None
@@ -237,8 +249,15 @@ class TrialRunner:
         if job.gate is not None and (reason := job.gate.hopeless(best.score, kept)):
             return replace(base, reason=reason)
         reason = ""
-        if job.fidelity.steps and not job.pull:
-            model, best, curve, reason = self._fine_tune(model, best, job.fidelity, clock)
+        quantized = bool(leaves(model))
+        last = round(context.quantization.qat * job.fidelity.steps) if quantized else 0
+        if job.fidelity.steps > last and not job.pull:
+            model, best, curve, reason = self._fine_tune(
+                model, best, context.recovery, job.fidelity.steps - last, clock
+            )
+        if quantized:
+            model, best, more, reason = self._quantize(model, job.fidelity, last, clock)
+            curve += tuple((job.fidelity.steps - last + step, loss) for step, loss in more)
         with clock("other"):
             if job.fidelity.steps or not job.probe:  # what cost next to nothing is made again where it is needed
                 save_weights(model, weights_file(context.directory, job))
@@ -296,9 +315,9 @@ class TrialRunner:
     ) -> tuple[Cost, tuple[LayerResult, ...]]:
         """Count the model and hold the count against the closed forms."""
         context = self.context
+        dense = context.dense_cost
         with clock("other"):
             cost, _ = measure.count(model, context.task.example_inputs, context.device)
-            dense = self.context.dense_cost
             macs = dense.macs + sum(layer.macs - layer.macs_dense for layer in layers)
             params = dense.params + sum(layer.params - layer.params_dense for layer in layers)
             for what, counted, expected in (("MACs", cost.macs, macs), ("parameters", cost.params, params)):
@@ -307,6 +326,11 @@ class TrialRunner:
                         f"the counted {what} ({counted:,}) are not those of the closed forms ({expected:,}): "
                         "the model's forward pass seems to depend on its weights or on chance"
                     )
+        if dense.bops is not None:
+            bops = bit_operations(dense.macs - sum(layer.macs_dense for layer in layers), None, None) + sum(
+                bit_operations(layer.macs, layer.choice.weight_bits, layer.choice.activation_bits) for layer in layers
+            )
+            cost = replace(cost, bops=bops)
         if not context.latencies:
             return cost, layers
         table = context.latencies
@@ -340,12 +364,28 @@ class TrialRunner:
             return other, after
         return model, before
 
+    def _quantize(
+        self, model: nn.Module, fidelity: Fidelity, steps: int, clock: Clock
+    ) -> tuple[nn.Module, Evaluation, Curve, str]:
+        """Quantize the layers with bits, correct the batch norms, and take the last steps with quantization."""
+        context = self.context
+        with clock("quantize"):
+            taken = context.task.calibration_batches(context.quantization.calibration, BATCH_NORM_BATCH, context.device)
+            calibrate(model, (batch.inputs for batch in taken), context.quantization)
+        with clock("evaluate"):
+            before = evaluate(model, context.task, "validation", context.device)
+        model, best = self._batch_norm(model, before, fidelity, clock)
+        if not steps:
+            return model, best, (), ""
+        recovery = replace(context.recovery, lr=context.recovery.peak * context.quantization.qat_rate, warmup=0)
+        return self._fine_tune(model, best, recovery, steps, clock)
+
     def _fine_tune(
-        self, model: nn.Module, start: Evaluation, fidelity: Fidelity, clock: Clock
-    ) -> tuple[nn.Module, Evaluation, tuple[tuple[int, float], ...], str]:
+        self, model: nn.Module, start: Evaluation, recovery: Recovery, steps: int, clock: Clock
+    ) -> tuple[nn.Module, Evaluation, Curve, str]:
         """Fine-tune, and keep the untuned weights where tuning only made the model worse."""
         context = self.context
-        recovery = replace(context.recovery, steps=fidelity.steps)
+        recovery = replace(recovery, steps=steps)
         untuned = copy.deepcopy(model.state_dict())
         with clock("tune"):
             curve = fine_tune(model, context.task, recovery, context.seed, context.device, self._teach())
@@ -367,6 +407,19 @@ class TrialRunner:
                 context.task, context.recovery, context.seed, context.device, context.teacher_file
             )
         return self._teacher
+
+
+def with_their_bits(plan: Plan, fitted: Sequence[LayerResult], specs: Sequence[LayerSpec]) -> tuple[LayerResult, ...]:
+    """Return the results of a plan of which `fitted` are those of the same plan without bits."""
+    known, sizes = {layer.name: layer for layer in fitted}, {spec.name: spec for spec in specs}
+    found = []
+    for name, choice in plan.layers:
+        if name in known:
+            found.append(replace(known[name], choice=choice))
+        else:
+            spec = sizes[name]
+            found.append(LayerResult(name, choice, 0.0, spec.macs, spec.params, spec.macs, spec.params, full_rank=()))
+    return tuple(found)
 
 
 def better(a: float, b: float, direction: Direction) -> bool:

@@ -33,7 +33,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("formats",),
     ("quant",),
     ("measure",),
-    ("profiling", "fitcache", "plan", "compression", "sequential"),
+    ("profiling", "fitcache", "quanterrors", "plan", "compression", "sequential"),
     ("spacefile", "patterns", "candidates", "space"),
     ("objectives", "pareto", "front"),
     ("strategies",),

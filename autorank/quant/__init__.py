@@ -7,14 +7,12 @@ deployment. `QuantizedLeaf` holds what a runtime needs: integer weights, scales 
 from __future__ import annotations
 
 from autorank.quant.build import calibrate, leaves, quantized_layer, with_bits, without_bits
-from autorank.quant.fake import ACTIVATION_BITS, WEIGHT_BITS, QParams
+from autorank.quant.fake import QParams
 from autorank.quant.folding import fold
 from autorank.quant.leaf import QuantizedLeaf
 from autorank.quant.settings import QuantSettings
 
 __all__ = [
-    "ACTIVATION_BITS",
-    "WEIGHT_BITS",
     "QParams",
     "QuantSettings",
     "QuantizedLeaf",

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-
-WEIGHT_BITS = (8, 6, 4)
-"""Bits that weights may have: per channel, symmetric."""
-
-ACTIVATION_BITS = (8,)
-"""Bits that activations may have: per tensor, affine."""
 
 SMALLEST = 2.0**-100
 """Smallest scale: its reciprocal is finite in float32."""
@@ -62,6 +56,10 @@ class QParams:
         """Return the float32 values of levels."""
         shifted = levels.to(torch.int32) - self.spread(self.zero_point, levels)
         return shifted.to(torch.float32) * self.spread(self.scale, levels)
+
+    def to(self, device: torch.device) -> QParams:
+        """Return the grid on a device."""
+        return replace(self, scale=self.scale.to(device), zero_point=self.zero_point.to(device))
 
     def spread(self, of: Tensor, x: Tensor) -> Tensor:
         """Return a tensor per channel in a shape that is broadcast against `x`."""

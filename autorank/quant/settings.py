@@ -11,7 +11,7 @@ from autorank.errors import ConfigError, did_you_mean
 
 Ranges = Literal["minmax", "percentile", "mse"]
 WeightRanges = Literal["max", "mse"]
-Rounding = Literal["nearest", "coordinate", "adaround"]
+Rounding = Literal["nearest", "coordinate"]
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,17 @@ class QuantSettings:
         Of weights, per channel: the largest entry, or the clipping with the least squared error.
     equalise : bool
         Whether the channels between two factors of one layer are mixed and scaled so that both sides quantize well.
-    rounding : {"nearest", "coordinate", "adaround"}
-        Weights go to the nearest level; or up or down by what keeps the factor's outputs on calibration inputs,
-        changed one at a time, or learnt all together.
+    rounding : {"nearest", "coordinate"}
+        Weights go to the nearest level, or one after the other to the level that keeps the factor's outputs on the
+        calibration inputs best.
     calibration : int
         Examples that are looked at.
     percentile : float
         For ``ranges="percentile"``: from above 50 to 100.
+    qat : float
+        Share of a trial's fine-tune steps that are taken with quantization, after the others.
+    qat_rate : float
+        Their peak learning rate, as a share of the fine-tune's.
     """
 
     ranges: Ranges = "mse"
@@ -42,6 +46,8 @@ class QuantSettings:
     rounding: Rounding = "coordinate"
     calibration: int = 512
     percentile: float = 99.99
+    qat: float = 0.3
+    qat_rate: float = 0.2
 
     def __post_init__(self) -> None:
         for name, kind in (("ranges", Ranges), ("weight_ranges", WeightRanges), ("rounding", Rounding)):
@@ -52,6 +58,10 @@ class QuantSettings:
             raise _wrong("equalise", self.equalise, "true or false")
         if type(self.calibration) is not int or self.calibration < 1:
             raise _wrong("calibration", self.calibration, "a whole number from 1")
+        for name in ("qat", "qat_rate"):
+            value = getattr(self, name)
+            if type(value) not in (int, float) or not 0 <= value <= 1:
+                raise _wrong(name, value, "a number from 0 to 1")
         real = type(self.percentile) in (int, float) and math.isfinite(self.percentile)
         if not (real and 50 < self.percentile <= 100):
             raise _wrong("percentile", self.percentile, "a number from above 50 to 100")

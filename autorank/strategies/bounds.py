@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from autorank.strategies.catalog import Catalog, Vector, amount
+from autorank.strategies.catalog import Catalog, Vector, amount, whole
 
 Table = npt.NDArray[np.float64]
 """One row per layer, one column per index: 0 is dense, k the k-th candidate; padded with infinity."""
@@ -24,15 +24,10 @@ def table(rows: Sequence[Sequence[float]]) -> Table:
 
 def shares(catalog: Catalog, name: str) -> Table:
     """Return what each index of each layer costs, as a share of the whole dense model's cost `name`."""
-    dense = catalog.space.dense
-    # Bytes are proportional to parameters, and `amount` counts them so.
-    whole = {"macs_kept": dense.macs, "latency_kept": dense.latency_ms or 1.0}.get(name, dense.params)
+    total = whole(catalog.space, name) or 1.0
     return table(
         [
-            [
-                amount(catalog.space, layer, candidate, name) / max(whole, 1e-300)
-                for candidate in (None, *layer.candidates)
-            ]
+            [amount(catalog.space, layer, candidate, name) / total for candidate in (None, *layer.candidates)]
             for layer in catalog.space.layers
         ]
     )

@@ -12,13 +12,13 @@ from collections.abc import Iterator, Sequence
 from random import Random
 
 from autorank.errors import ConfigError
-from autorank.space import Candidate, LayerCandidates, SearchSpace
-from autorank.types import Constraint, Plan
+from autorank.space import Candidate, LayerCandidates, SearchSpace, bops_of
+from autorank.types import Choice, Constraint, LayerCost, Plan
 
 Vector = tuple[int, ...]
 Ladder = tuple[tuple[float, int], ...]
 
-COST_NAMES = ("macs_kept", "params_kept", "bytes_kept", "latency_kept")
+COST_NAMES = ("macs_kept", "params_kept", "bytes_kept", "latency_kept", "bops_kept")
 _MINOR = 0.25
 """A layer with less than this part of an average layer's MACs and parameters is not worth its accuracy in a seed."""
 _SEARCH_LIMIT = 200_000
@@ -26,15 +26,43 @@ _SEARCH_LIMIT = 200_000
 
 
 def amount(space: SearchSpace, layer: LayerCandidates, candidate: Candidate | None, name: str) -> float:
-    """Return what a layer costs: MACs, parameters or milliseconds; None as candidate means dense."""
-    if name == "macs_kept":
-        return candidate.cost.macs if candidate else layer.spec.macs
-    if name in ("params_kept", "bytes_kept"):
-        return candidate.cost.params if candidate else layer.spec.params
+    """Return what a layer costs, in MACs, bytes, milliseconds and so on; None as candidate means dense."""
+    cost = candidate.cost if candidate else LayerCost(layer.spec.macs, layer.spec.params)
+    if name != "latency_kept":
+        return {
+            "macs_kept": cost.macs,
+            "params_kept": cost.params,
+            "bytes_kept": space.bytes_of(cost),
+            "bops_kept": bops_of(cost),
+        }[name]
     value = candidate.latency_ms if candidate else layer.dense_latency_ms
     if value is None:
         raise ConfigError(f"latency needs a measured time of every candidate, and layer {layer.spec.name!r} has none")
     return value
+
+
+def variant(choice: Choice) -> str:
+    """Return what a choice is but for its rank: format, options and bits."""
+    options = ",".join(f"{key}={value}" for key, value in choice.options)
+    return f"{choice.format}({options}){choice.bits}"
+
+
+def whole(space: SearchSpace, name: str) -> float:
+    """Return what the whole dense model costs, in the unit of `amount`."""
+    dense = space.dense
+    return {
+        "macs_kept": dense.macs,
+        "params_kept": dense.params,
+        "bytes_kept": dense.bytes,
+        "bops_kept": dense.bops or bops_of(LayerCost(dense.macs, dense.params)),
+        "latency_kept": dense.latency_ms or 0.0,
+    }[name]
+
+
+def same_sum(space: SearchSpace, first: str, second: str) -> bool:
+    """Say whether two costs are one in two units: without bits, bytes are parameters and bit operations MACs."""
+    same = ({"params_kept", "bytes_kept"}, {"macs_kept", "bops_kept"})
+    return first == second or (not space.quantizes and {first, second} in same)
 
 
 class Catalog:
@@ -68,7 +96,7 @@ class Catalog:
             ]
             for name in names
         }
-        self._dense = {name: self._dense_amount(name) for name in names}
+        self._dense = {name: whole(space, name) for name in names}
         self.dense_vector: Vector = (0,) * len(space.layers)
         self._index = [{c.choice: k for k, c in enumerate(layer.candidates, start=1)} for layer in space.layers]
         self.variants: list[list[str]] = []
@@ -76,8 +104,7 @@ class Catalog:
         for i, layer in enumerate(space.layers):
             rungs: dict[str, list[tuple[float, int]]] = {}
             for k, candidate in enumerate(layer.candidates, start=1):
-                options = ",".join(f"{key}={value}" for key, value in candidate.choice.options)
-                label = f"{candidate.choice.format}({options})"
+                label = variant(candidate.choice)
                 rungs.setdefault(label, []).append((self._ratio(i, k), k))
             self.variants.append(sorted(rungs))
             self.ladders.append([tuple(sorted([*rungs[label], (1.0, 0)])) for label in sorted(rungs)])
@@ -86,13 +113,6 @@ class Catalog:
         ]
         self.low, self.high = self._range()
         self.minor = self._minor()
-
-    def _dense_amount(self, name: str) -> float:
-        """Return the whole model's amount, in the unit of `amount`."""
-        dense = self.space.dense
-        if name == "bytes_kept":
-            return dense.params
-        return {"macs_kept": dense.macs, "params_kept": dense.params, "latency_kept": dense.latency_ms or 0.0}[name]
 
     def _minor(self) -> frozenset[int]:
         """Return the layers that have far less than their share of both the MACs and the parameters."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from autorank.strategies.catalog import Catalog, Vector, amount
+from autorank.strategies.catalog import Catalog, Vector, amount, whole
 
 
 class Mender:
@@ -22,7 +22,6 @@ class Mender:
     def __init__(self, catalog: Catalog, losses: Sequence[Sequence[float]]) -> None:
         self.catalog = catalog
         space = catalog.space
-        whole = {"macs_kept": space.dense.macs, "latency_kept": space.dense.latency_ms or 1.0}
         # One flat row of all layers' indices; a layer's part begins at its start.
         self._starts = np.cumsum([0, *(len(row) for row in losses)])
         flat = np.concatenate([np.asarray(row, dtype=np.float64) for row in losses])
@@ -32,7 +31,7 @@ class Mender:
         self._kept = np.asarray(
             [
                 [
-                    amount(space, layer, candidate, c.name) / whole.get(c.name, space.dense.params)
+                    amount(space, layer, candidate, c.name) / (whole(space, c.name) or 1.0)
                     for layer in space.layers
                     for candidate in (None, *layer.candidates)
                 ]

@@ -11,7 +11,7 @@ from statistics import median
 import numpy as np
 
 from autorank.errors import ConfigError
-from autorank.strategies.catalog import Catalog, Vector, amount
+from autorank.strategies.catalog import Catalog, Vector, amount, same_sum
 from autorank.strategies.mckp import front as knapsack_front
 from autorank.strategies.mending import Mender
 from autorank.types import Errors
@@ -175,12 +175,9 @@ class Predictor:
 
     @cached_property
     def _second(self) -> str | None:
-        """The cost objective beside the axis; none where it is the same sum, as bytes and parameters are."""
-        same = {"params_kept", "bytes_kept"}
-        for name in self.costs:
-            if name != self.catalog.axis and not {name, self.catalog.axis} <= same:
-                return name
-        return None
+        """The cost objective beside the axis; none where it is the same sum in another unit."""
+        others = (name for name in self.costs if not same_sum(self.catalog.space, name, self.catalog.axis))
+        return next(others, None)
 
     @property
     def _axes(self) -> list[str]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from autorank.space import Candidate, LayerCandidates
 from autorank.strategies import mckp
-from autorank.strategies.catalog import COST_NAMES, Catalog, Vector, amount
+from autorank.strategies.catalog import COST_NAMES, Catalog, Vector, amount, whole
 from autorank.strategies.predictor import Predictor
 from autorank.strategies.surrogate import Tables
 
@@ -45,14 +45,7 @@ class Space:
         self.sizes = [1 + len(layer.candidates) for layer in space.layers]
         self.width = max(self.sizes)
         wanted = dict.fromkeys([*names, *(c.name for c in catalog.constraints if c.name in COST_NAMES)])
-        dense = space.dense
-        whole = {
-            "macs_kept": dense.macs,
-            "params_kept": dense.params,
-            "bytes_kept": dense.params,
-            "latency_kept": dense.latency_ms or 1.0,
-        }
-        self.changes = {name: self._changes(name) / whole[name] for name in wanted}
+        self.changes = {name: self._changes(name) / (whole(space, name) or 1.0) for name in wanted}
         self.tables = self._tables()
 
     def _padded(self, rows: Sequence[Sequence[float]]) -> Floats:

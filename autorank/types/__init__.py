@@ -12,8 +12,12 @@ from autorank.types.layers import (
     LeftAlone,
     ModelProfile,
     Scalar,
+    bit_operations,
 )
 from autorank.types.plans import (
+    ACTIVATION_BITS,
+    DENSE,
+    WEIGHT_BITS,
     Choice,
     Fidelity,
     Plan,
@@ -39,6 +43,9 @@ from autorank.types.records import (
 )
 
 __all__ = [
+    "ACTIVATION_BITS",
+    "DENSE",
+    "WEIGHT_BITS",
     "CallSize",
     "Choice",
     "Constraint",
@@ -64,6 +71,7 @@ __all__ = [
     "SweepHeader",
     "TrialRecord",
     "Want",
+    "bit_operations",
     "canonical_json",
     "lineage_of",
     "tally",

@@ -134,12 +134,35 @@ class LeftAlone:
     macs: int = 0
 
 
+FLOAT_BITS = 32
+"""What a number in floating point counts as in bit operations."""
+
+
+def bit_operations(macs: int, weight_bits: int | None, activation_bits: int | None) -> int:
+    """Return the bit operations of multiply-accumulates: MACs × bits of the weight × bits of the activation."""
+    return macs * (weight_bits or FLOAT_BITS) * (activation_bits or FLOAT_BITS)
+
+
 @dataclass(frozen=True, slots=True)
 class LayerCost:
-    """MACs (for one example, over all calls of the layer) and parameters (bias included) of one decomposed layer."""
+    """What one decomposed layer costs.
+
+    Attributes
+    ----------
+    macs : int
+        For one example, over all calls of the layer.
+    params : int
+        Bias included.
+    bytes : int or None
+        With the bits of its choice; None without bits, where they follow the parameters.
+    bops : int or None
+        Bit operations with the bits of its choice; None without bits, where they follow the MACs.
+    """
 
     macs: int
     params: int
+    bytes: int | None = None
+    bops: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,18 +176,22 @@ class Cost:
     params : int
         Number of parameters.
     bytes : int
-        Bytes of the parameters as stored.
+        Bytes of the parameters as stored; of quantized layers at their bits, with scales and ranges.
     latency_ms : float or None
         Measured or predicted milliseconds; None when latency was not asked for.
+    bops : int or None
+        Bit operations: MACs × bits of the weight × bits of the activation, 32 in floating point; None where neither a
+        layer may have bits nor anybody asked for them.
     """
 
     macs: int
     params: int
     bytes: int
     latency_ms: float | None = None
+    bops: int | None = None
 
     def kept(self, dense: Cost) -> dict[str, float]:
-        """Return this cost divided by `dense`: ``macs_kept``, ``params_kept``, ``bytes_kept`` and ``latency_kept``."""
+        """Return this cost divided by `dense`: ``macs_kept``, ``params_kept``, ``bytes_kept``, others if known."""
         kept = {
             "macs_kept": self.macs / max(dense.macs, 1),
             "params_kept": self.params / max(dense.params, 1),
@@ -172,6 +199,8 @@ class Cost:
         }
         if self.latency_ms is not None and dense.latency_ms:
             kept["latency_kept"] = self.latency_ms / dense.latency_ms
+        if self.bops is not None and dense.bops:
+            kept["bops_kept"] = self.bops / dense.bops
         return kept
 
 

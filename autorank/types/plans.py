@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from autorank.types.layers import Scalar
@@ -23,6 +23,16 @@ def whitens(options: tuple[tuple[str, Scalar], ...], side: Literal["input", "out
 
 
 _CHOICE_KEYS = frozenset(["format", "rank", "options", "weight_bits", "activation_bits"])
+
+
+DENSE = "dense"
+"""What stands for the format of a layer that keeps its kernel and has bits."""
+
+WEIGHT_BITS = (8, 6, 4)
+"""Bits that weights may have: per channel, symmetric."""
+
+ACTIVATION_BITS = (8,)
+"""Bits that activations may have: per tensor, affine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +120,15 @@ class Plan:
     def choices(self) -> dict[str, Choice]:
         """The plan as a mapping from layer name to choice."""
         return dict(self.layers)
+
+    @property
+    def in_float(self) -> Plan:
+        """The plan without bits; layers that keep their kernel are not in it."""
+        decomposed = {name: choice for name, choice in self.layers if choice.format != DENSE}
+        return Plan.of(
+            {name: replace(choice, weight_bits=None, activation_bits=None) for name, choice in decomposed.items()},
+            self.seed,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return a plain dictionary."""

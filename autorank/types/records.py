@@ -15,7 +15,7 @@ from autorank.types.plans import Choice, Fidelity, Plan, Want, trial_key
 LATEST = 253402300800.0
 """The end of the year 9999 in Unix time, beyond which no date can be written."""
 _ALWAYS_KEPT = frozenset(["macs_kept", "params_kept", "bytes_kept"])
-_KEPT = _ALWAYS_KEPT | {"latency_kept"}
+_KEPT = _ALWAYS_KEPT | {"latency_kept", "bops_kept"}
 _LINEAGE = re.compile("([0-9a-f]{12})?")
 
 Status = Literal["complete", "pruned", "failed"]
@@ -124,7 +124,7 @@ class TrialRecord:
         Validation loss that belongs to `score`.
     cost : Cost or None
     kept : mapping
-        ``macs_kept``, ``params_kept``, ``bytes_kept`` and, with latency, ``latency_kept``.
+        ``macs_kept``, ``params_kept``, ``bytes_kept`` and, where they are known, ``latency_kept`` and ``bops_kept``.
     layers : tuple of LayerResult
     curve : tuple of (step, loss)
         Fine-tune loss, thinned to at most 50 points.
