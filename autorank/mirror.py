@@ -51,7 +51,8 @@ class Mirror:
         self._parts: list[tuple[int, int]] = []
         self._closing = self._dropped = False
         self._trouble = ""
-        self._thread = threading.Thread(target=self._work, name="autorank-mirror", daemon=True)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="autorank-mirror", daemon=True)
 
     def __enter__(self) -> Mirror:
         self._lock.acquire()
@@ -92,11 +93,11 @@ class Mirror:
             self._closing = True
             self._changed.notify_all()
         try:
-            self._thread.join(_QUIET)
-            if self._thread.is_alive():
+            # Not by joining the thread: a Ctrl-C in that lets Python take the thread for ended.
+            if not self._ended.wait(_QUIET):
                 self._say(f"waiting until all is at {self._store.url} (Ctrl-C ends the waiting)")
-            while self._thread.is_alive():
-                self._thread.join(0.2)
+            while not self._ended.wait(0.2):
+                pass
         except KeyboardInterrupt:
             self._say(
                 f"not all is at {self._store.url}; the rest is safe in {self.directory}, and "
@@ -107,8 +108,13 @@ class Mirror:
                 self._dropped = True
                 self._changed.notify_all()
             # Not when nothing answers: that may take minutes. Who comes then waits until the lock is stale.
-            if not self._thread.is_alive():
-                self._lock.release()
+            self._lock.release(here=not self._ended.is_set())
+
+    def _run(self) -> None:
+        try:
+            self._work()
+        finally:
+            self._ended.set()
 
     def _work(self) -> None:
         pause = 0.0
@@ -117,7 +123,7 @@ class Mirror:
                 if pause:
                     self._changed.wait(min(pause, _PATIENCE[0]) if self._closing else pause)
                 else:
-                    self._changed.wait_for(lambda: self._wanted > self._sent or self._closing)
+                    self._changed.wait_for(lambda: self._wanted > self._sent or self._closing or self._dropped)
                 if self._dropped:
                     return
                 closing, wanted = self._closing, self._wanted

@@ -69,7 +69,7 @@ def url_of(directory: Path) -> str | None:
     url = _note(directory).get("url")
     if not isinstance(url, str) or not is_url(url):
         return None
-    if lost(url):
+    if lost({"url": url}):
         raise ConfigError(f"{directory} is the working copy of {url}, whose secret is kept nowhere; give the URL")
     return url
 
@@ -212,14 +212,15 @@ def journal_of(directory: Path) -> bytes:
 def make(directory: Path, url: str) -> None:
     """Make the directory of a working copy, with its note."""
     _given[directory] = url
-    if _note(directory).get("copy"):
+    note = {"copy": secrets.token_hex(8)} | _note(directory)
+    if note.get("url") == public(url, MASK):
         return
     try:
         home().mkdir(parents=True, exist_ok=True)
         home().chmod(0o700)
         directory.mkdir(parents=True, exist_ok=True)
         part = directory / f"{NOTE}.part"
-        part.write_text(json.dumps({"url": public(url, MASK), "copy": secrets.token_hex(8)}))
+        part.write_text(json.dumps(note | {"url": public(url, MASK)}))
         part.replace(directory / NOTE)
     except OSError as error:
         raise SweepError(

@@ -128,9 +128,11 @@ class RemoteLock:
         if self.lost:
             raise SweepError(self.lost)
 
-    def release(self) -> None:
-        """Give the lock back, if it is ours and can be reached."""
+    def release(self, here: bool = False) -> None:
+        """Renew the lock no more and give it back, if it is ours and can be reached; `here`: do not try to reach it."""
         self._ended.set()
+        if here:
+            return
         with suppress(SweepError), self._turn:
             found = read_mark(self._store)
             if found is not None and found.owner == self._mark.owner:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -109,6 +110,9 @@ class Store:
             raise MissingExtraError(f"{self.url}: a package is missing: {hint}") from None
         except Exception as error:  # whatever a file system says of an address that it does not understand
             raise ConfigError(f"{self.url} cannot be opened: {describe(error)}") from None
+        if hasattr(self._fs, "retries"):
+            self._fs.retries = 1  # of s3fs, beside those of the client below it: minutes, in which nobody is told
+        logging.getLogger("asyncio").addFilter(_unless_disconnected)
         self._root = str(root).rstrip("/")
         self._made: set[str] = set()
 
@@ -249,6 +253,11 @@ class Store:
             raise RemoteError(f"{self.url} cannot be {what}: {describe(error)}", refused=True) from None
         except Exception as error:  # every file system has errors of its own
             raise RemoteError(f"{self.url} cannot be {what}: {describe(error)}") from None
+
+
+def _unless_disconnected(record: logging.LogRecord) -> bool:
+    """Drop the traces of connections that broke: the request itself says so."""
+    return record.exc_info is None or not getattr(record.exc_info[0], "__name__", "").startswith("ClientConnection")
 
 
 @contextmanager
