@@ -22,7 +22,7 @@ Address = Annotated[
 ]
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job, as `autorank jobs` lists it.")]
 SweepDir = Annotated[
-    Path | None,
+    str | None,
     typer.Option(help="Where the sweep is kept: an absolute path on storage that all nodes of the cluster share."),
 ]
 

@@ -18,6 +18,7 @@ from shlex import join
 from typing import TYPE_CHECKING, Any
 
 from autorank.errors import ConfigError, JobError, MissingExtraError, did_you_mean, one_line
+from autorank.remotestore import is_url
 
 if TYPE_CHECKING:
     from autorank.config import SweepConfig
@@ -77,6 +78,8 @@ def check_sweep_dir(path: str | None) -> list[str]:
     wanted = "an absolute path on storage that all nodes of the cluster share, such as --sweep-dir /shared/sweeps/net"
     if not path:
         raise ConfigError(f"a job needs a sweep directory that outlives it: {wanted}")
+    if is_url(path):
+        raise ConfigError(f"sweep_dir: a job keeps what was uploaded in its sweep directory, so no URL: give {wanted}")
     if not path.startswith("/"):
         raise ConfigError(f"sweep_dir: {path} would be gone with the job; give {wanted}")
     top = next((top for top in _GONE_AT_REBOOT if Path(os.path.normpath(path)).is_relative_to(top)), "")

@@ -20,7 +20,7 @@ from typing import Any
 from autorank.errors import ConfigError, SweepError
 from autorank.journal import FILE_NAME, LOCK_NAME
 from autorank.privacy import MASK, filled, lost, public
-from autorank.remotestore import Store, is_kept, is_url
+from autorank.remotestore import RemoteError, Store, is_kept, is_url
 from autorank.tasks.memory import default_cache
 from autorank.trouble import tell
 
@@ -106,7 +106,12 @@ def opened(place: Path | str, *, everything: bool = False, new: bool = False) ->
     if url is None:
         return Path(place)
     directory, store = copy_of(url), Store(url)
-    refresh(directory, url, store, everything=everything, new=new)
+    try:
+        refresh(directory, url, store, everything=everything, new=new)
+    except RemoteError as error:
+        if is_url(place) or everything or not (directory / FILE_NAME).exists():
+            raise
+        tell(f"{error}; this is what its working copy has")
     return directory
 
 

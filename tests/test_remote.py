@@ -17,10 +17,13 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 import autorank
 from autorank import remotedir, remotelock
+from autorank.config import make_config
+from autorank.dashboards.library import Library
 from autorank.errors import AutorankError, ConfigError, MissingExtraError, SweepError
 from autorank.following import Follower
 from autorank.journal import FILE_NAME, Journal, is_running, read
 from autorank.mirror import PARTS, Mirror
+from autorank.privacy import to_keep
 from autorank.remotedir import copy_of, opened, url_of
 from autorank.remotelock import RemoteLock, read_mark
 from autorank.remotestore import Store
@@ -373,6 +376,23 @@ def test_secrets_of_a_url_are_kept_and_shown_nowhere(
         url_of(first)
 
 
+def test_no_secret_of_the_sweep_directory_stands_in_the_journal() -> None:
+    kept = to_keep(make_config({"sweep_dir": "sftp://me:pa55word-of-mine@host/sweeps/net"}).model_dump(mode="json"))
+    assert kept["sweep_dir"] == "sftp://***@host/sweeps/net"
+
+
+def test_a_working_copy_can_be_looked_at_while_its_url_is_away(tmp_path: Path) -> None:
+    url = f"file://{tmp_path}/far/net"
+    with Driving(url) as driver:
+        driver.trial(0)
+    (tmp_path / "far").rename(tmp_path / "away")
+    (tmp_path / "far").write_text("no directory")
+    with pytest.warns(UserWarning, match="this is what its working copy has"):
+        assert autorank.open_sweep(driver.directory).records == RECORDS[:1]
+    with pytest.raises(SweepError, match="cannot be read"):
+        autorank.open_sweep(url)
+
+
 def test_a_watched_sweep_of_another_machine_grows_runs_and_ends(
     memory: str, elsewhere: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -397,6 +417,11 @@ def test_a_watched_sweep_of_another_machine_grows_runs_and_ends(
             until(lambda: not is_running(watched))
             follower.poll()
             assert follower.contents.ended == "all trials done"
+    elsewhere("a third one")
+    with followed([above], pytest.fail, folders=True) as places:
+        library = Library(places)
+        library.poll()
+        assert [(view.state.stage, view.state.done) for view in library.sweeps()] == [("ended", 4)]
     until(lambda: not [thread for thread in threading.enumerate() if thread.name == "autorank-remote"])
 
 
