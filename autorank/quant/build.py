@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -11,13 +11,15 @@ from torch import Tensor, nn
 from autorank.copying import model_copy
 from autorank.errors import DataError, ModelError, PlanError
 from autorank.modules import substitute
+from autorank.quant.balance import equalise, junctions
 from autorank.quant.leaf import QuantizedLeaf, can_be_quantized
 from autorank.quant.ranges import Watch, activation_grid, weight_grid
+from autorank.quant.rounding import Inputs, best_rounded, column_form, output_grid, spatial_axes
 from autorank.quant.settings import QuantSettings
 from autorank.trouble import tell
 from autorank.types import Choice, LayerSpec, Plan
 
-Inputs = tuple[Tensor, ...]
+Batch = tuple[Tensor, ...]
 
 
 def with_bits(model: nn.Module, plan: Plan, specs: Sequence[LayerSpec] = ()) -> nn.Module:
@@ -77,7 +79,7 @@ def without_bits(model: nn.Module) -> nn.Module:
     return substitute(copied, {leaf: leaf.module for leaf in leaves(copied).values()})
 
 
-def calibrate(model: nn.Module, batches: Iterable[Inputs], settings: QuantSettings | None = None) -> None:
+def calibrate(model: nn.Module, batches: Iterable[Batch], settings: QuantSettings | None = None) -> None:
     """Set the ranges of all leaves of a model and round their weights; from then on it is quantized.
 
     Deterministic: the same model, batches and settings give the same state, bit for bit.
@@ -105,20 +107,71 @@ def calibrate(model: nn.Module, batches: Iterable[Inputs], settings: QuantSettin
     for leaf in found.values():
         leaf.reset()
     with _still(model):
-        watches = _watch(model, found, examples)
-    for name, leaf in found.items():
-        leaf.set_weight_grid(weight_grid(leaf.weight, leaf.weight_bits, leaf.axis, settings.weight_ranges))
-        if leaf.activation_bits is None:
-            continue
-        if not watches[name].seen:
-            tell(f"layer {name!r} got no input in calibration: its input stays in floating point")
-            continue
-        leaf.set_input_grid(activation_grid(watches[name], settings, leaf.activation_bits))
+        if settings.equalise:
+            _equalise(model, examples, settings)
+        watches = {
+            name: Watch(len(examples), spatial_axes(leaf.module), seed)
+            for seed, (name, leaf) in enumerate(found.items())
+        }
+        needed = settings.rounding != "nearest" or settings.weight_ranges == "mse"
+        inputs = {name: Inputs(leaf.module, len(examples)) for name, leaf in found.items()} if needed else {}
+        _run(
+            model,
+            examples,
+            [(leaf, to[name].add) for to in (watches, inputs) for name, leaf in found.items() if name in to],
+        )
+        wrong = next((name for name, watch in watches.items() if not watch.finite), None)
+        if wrong is not None:
+            raise ModelError(f"layer {wrong!r} gets inputs that are not finite, so it cannot be quantized")
+        for name, leaf in found.items():
+            _set(name, leaf, watches[name], inputs[name].moment() if needed else None, settings)
 
 
-def _taken(batches: Iterable[Inputs], count: int, device: torch.device) -> list[Inputs]:
+def _equalise(model: nn.Module, examples: Sequence[Batch], settings: QuantSettings) -> None:
+    """Balance the channels between the factors of each layer, each junction by itself."""
+    places = junctions(model)
+    samples = {
+        place.second: Watch(len(examples), spatial_axes(place.second.module), seed) for seed, place in enumerate(places)
+    }
+    ends = dict.fromkeys(leaf for place in places for leaf in (place.first, place.second))
+    inputs = {leaf: Inputs(leaf.module, len(examples)) for leaf in ends}
+    watchers = [(leaf, samples[leaf].add) for leaf in samples]
+    _run(model, examples, [*watchers, *((leaf, inputs[leaf].add) for leaf in inputs)])
+    # From the last to the first: what is before a junction then still has the moments that were taken.
+    for place in reversed(places):
+        sample = samples[place.second]
+        if sample.seen and sample.finite:
+            moments = [inputs[leaf].moment() for leaf in (place.first, place.second)]
+            equalise(place, sample.rows(), moments, cut=settings.ranges != "minmax")
+
+
+def _set(name: str, leaf: QuantizedLeaf, watch: Watch, moment: Tensor | None, settings: QuantSettings) -> None:
+    """Set the ranges of one leaf and round its weight."""
+    form = column_form(leaf.module, leaf.weight.detach().float())
+    widest = weight_grid(leaf.weight, leaf.weight_bits, leaf.axis, "max")
+    if settings.weight_ranges == "max":
+        grids = [widest]
+    elif moment is None:
+        grids = [weight_grid(leaf.weight, leaf.weight_bits, leaf.axis)]
+    else:
+        # Weights that are rounded together may do better with the whole range.
+        grids = [output_grid(leaf.module, leaf.weight_bits, leaf.axis, moment), widest]
+    grid = grids[0]
+    if moment is not None and settings.rounding != "nearest":
+        grid, weight = best_rounded(leaf.module, grids, moment)
+        leaf.weight.copy_(weight)
+    leaf.set_weight_grid(grid)
+    if leaf.activation_bits is None:
+        return
+    if watch.seen:
+        leaf.set_input_grid(activation_grid(watch, settings, leaf.activation_bits, form))
+    else:
+        tell(f"layer {name!r} got no input in calibration: its input stays in floating point")
+
+
+def _taken(batches: Iterable[Batch], count: int, device: torch.device) -> list[Batch]:
     """Return the first `count` examples, on a device."""
-    found: list[Inputs] = []
+    found: list[Batch] = []
     left = count
     for inputs in batches:
         size = next((len(x) for x in inputs if x.ndim), 1)
@@ -132,12 +185,12 @@ def _taken(batches: Iterable[Inputs], count: int, device: torch.device) -> list[
     return found
 
 
-def _watch(model: nn.Module, found: dict[str, QuantizedLeaf], examples: Sequence[Inputs]) -> dict[str, Watch]:
-    """Run the model and return what the inputs of its leaves looked like."""
-    watches = {name: Watch(len(examples), seed) for seed, name in enumerate(found)}
+def _run(
+    model: nn.Module, examples: Sequence[Batch], watchers: Sequence[tuple[nn.Module, Callable[[Tensor], None]]]
+) -> None:
+    """Run the model and hand the inputs of modules on."""
     handles = [
-        leaf.register_forward_pre_hook(lambda _module, args, to=watches[name]: to.add(args[0]))
-        for name, leaf in found.items()
+        module.register_forward_pre_hook(lambda _module, args, see=see: see(args[0])) for module, see in watchers
     ]
     try:
         for inputs in examples:
@@ -145,10 +198,6 @@ def _watch(model: nn.Module, found: dict[str, QuantizedLeaf], examples: Sequence
     finally:
         for handle in handles:
             handle.remove()
-    wrong = next((name for name, watch in watches.items() if not watch.finite), None)
-    if wrong is not None:
-        raise ModelError(f"layer {wrong!r} gets inputs that are not finite, so it cannot be quantized")
-    return watches
 
 
 @contextmanager

@@ -3,38 +3,42 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from autorank.quant.fake import QParams, affine, symmetric
 from autorank.quant.settings import QuantSettings
 
-SAMPLE = 1 << 15
-"""Values of an activation that are kept for choosing its range."""
+SAMPLE = 1 << 16
+"""Values of an activation that are kept, as rows of all channels at one position."""
 
-_SHRUNK = tuple(2 ** (-k / 8) for k in range(81))
-"""Shares of the whole range that are tried: down to a thousandth, for outliers."""
+_STEP = 2**-0.25
+_LEAST = 2**-7
+"""The clipped ranges that are tried: each this share of the one before, down to a hundredth."""
 
-_MOVED = (0.7, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.2, 1.3)
-_WEIGHT_SHARES = tuple(k / 80 for k in range(16, 81))
+_MOVED = (0.8, 0.9, 0.95, 1.05, 1.1, 1.2)
+_WEIGHT_SHARES = tuple(k / 40 for k in range(12, 41))
 
 
 class Watch:
-    """What one activation looked like: its extremes, and a sample of its values.
+    """What one activation looked like: its extremes, and its channels' values at some positions.
 
     Parameters
     ----------
     batches : int
         How many are to come, each of which gives its share of the sample.
+    spatial : int
+        Axes after the channels.
     seed : int
-        Which values are taken.
+        Which positions are taken.
     """
 
-    def __init__(self, batches: int, seed: int = 0) -> None:
+    def __init__(self, batches: int, spatial: int = 0, seed: int = 0) -> None:
         self.low = self.high = 0.0
-        self._each = max(SAMPLE // max(batches, 1), 64)
+        self._batches, self._spatial = max(batches, 1), spatial
         self._random = torch.Generator().manual_seed(seed)
         self._parts: list[Tensor] = []
 
@@ -43,12 +47,17 @@ class Watch:
         if not x.numel():
             return
         low, high = (float(value) for value in torch.aminmax(x.detach()))
-        self.low, self.high = min(self.low, low), max(self.high, high)
-        # A copy in channels last is read as it lies, so a flat view of it costs nothing.
-        flat = x.detach().as_strided((x.numel(),), (1,)) if _dense(x) else x.detach().reshape(-1)
-        if flat.numel() > self._each:
-            flat = flat[torch.randint(flat.numel(), (self._each,), generator=self._random).to(x.device)]
-        self._parts.append(flat.float().cpu())
+        # Not min() and max(), which would drop NaN.
+        self.low = low if not low >= self.low else self.low
+        self.high = high if not high <= self.high else self.high
+        moved = x.detach().movedim(-1 - self._spatial, -1)
+        positions = math.prod(moved.shape[:-1])
+        wanted = max(SAMPLE // (self._batches * moved.shape[-1]), 16)
+        if wanted < positions:
+            taken = torch.randint(positions, (wanted,), generator=self._random).to(x.device)
+        else:
+            taken = torch.arange(positions, device=x.device)
+        self._parts.append(moved[torch.unravel_index(taken, moved.shape[:-1])].float())
 
     @property
     def finite(self) -> bool:
@@ -60,46 +69,62 @@ class Watch:
         """Whether there was any value."""
         return bool(self._parts)
 
-    def sample(self) -> Tensor:
-        """Return the values that were kept, float32."""
-        return torch.cat(self._parts) if self._parts else torch.zeros(0)
+    def rows(self) -> Tensor:
+        """Return the values that were kept, (positions, channels), float32."""
+        return torch.cat(self._parts)
 
 
-def _dense(x: Tensor) -> bool:
-    return x.is_contiguous() or (x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last))
+def activation_grid(watch: Watch, settings: QuantSettings, bits: int = 8, form: Tensor | None = None) -> QParams:
+    """Return the grid of an activation that was watched; zero is always exactly on it.
 
-
-def activation_grid(watch: Watch, settings: QuantSettings, bits: int = 8) -> QParams:
-    """Return the grid of an activation that was watched; zero is always exactly on it."""
+    Parameters
+    ----------
+    watch : Watch
+    settings : QuantSettings
+    bits : int
+    form : Tensor, shape (groups, channels of each, channels of each), optional
+        What the errors e of a group's channels count: eᵀ G e, for the weight's own columns WᵀW; all the same without.
+    """
     low, high = watch.low, watch.high
     if settings.ranges == "percentile" and watch.seen:
         share = settings.percentile / 100
-        ends = torch.quantile(watch.sample().double(), torch.tensor([1 - share, share], dtype=torch.float64))
+        ends = np.quantile(watch.rows().cpu().numpy(), [1 - share, share])
         low, high = max(low, float(ends[0])), min(high, float(ends[1]))
     elif settings.ranges == "mse" and high > low:
-        low, high = least_squares_range(watch.sample(), low, high, bits)
-    return affine(low, high, bits)
+        low, high = least_squares_range(watch.rows(), low, high, bits, form)
+    return affine(low, high, bits).to(watch.rows().device if watch.seen else torch.device("cpu"))
 
 
-def least_squares_range(values: Tensor, low: float, high: float, bits: int = 8) -> tuple[float, float]:
-    """Return the range within (low, high) for which rounding and clipping have the least squared error on `values`."""
+def least_squares_range(
+    rows: Tensor, low: float, high: float, bits: int = 8, form: Tensor | None = None
+) -> tuple[float, float]:
+    """Return the range within (low, high) for which rounding and clipping rows have the least squared error."""
 
     def error(ends: tuple[float, float]) -> float:
-        return float((affine(*ends, bits).fake(values) - values).square().mean(dtype=torch.float64))
+        off = affine(*ends, bits).to(rows.device).fake(rows) - rows
+        if form is None:
+            return float(off.square().sum())
+        parts = off.unflatten(1, (form.shape[0], -1)).transpose(0, 1)
+        return float(((parts @ form) * parts).sum())
 
-    def best(tried: Sequence[tuple[float, float]]) -> tuple[float, float]:
-        return min(tried, key=error)
-
-    found = best([(low * share, high * share) for share in _SHRUNK])
+    best, least, share = (low, high), error((low, high)), _STEP
+    while share > _LEAST:
+        ends = low * share, high * share
+        found = error(ends)
+        if found < least:
+            best, least = ends, found
+        share *= _STEP
     for _ in range(2):
-        found = best([(max(low, found[0] * move), found[1]) for move in _MOVED])
-        found = best([(found[0], min(high, found[1] * move)) for move in _MOVED])
-    return found
+        for side in range(2):
+            for move in _MOVED:
+                ends = (max(low, best[0] * move), best[1]) if side == 0 else (best[0], min(high, best[1] * move))
+                found = error(ends) if ends != best else least
+                if found < least:
+                    best, least = ends, found
+    return best
 
 
-def weight_grid(
-    weight: Tensor, bits: int, axis: int = 0, how: str = "mse", importance: Tensor | None = None
-) -> QParams:
+def weight_grid(weight: Tensor, bits: int, axis: int = 0, how: str = "mse") -> QParams:
     """Return the grid of a weight, per channel.
 
     Parameters
@@ -110,19 +135,30 @@ def weight_grid(
         Of the channels.
     how : {"max", "mse"}
         The largest magnitude, or the clipping with the least squared error.
-    importance : Tensor, optional
-        What the squared errors of the entries count, broadcast against `weight`.
     """
     plain = weight.detach().float()
     rows = plain.movedim(axis, 0).flatten(1)
-    largest = rows.abs().amax(1)
     if how == "max":
-        return symmetric(largest, bits, axis)
-    counts = None if importance is None else importance.float().expand_as(plain).movedim(axis, 0).flatten(1)
+        return symmetric(rows.abs().amax(1), bits, axis)
+    return clipped(rows, bits, axis, lambda off: off.square().sum(1))
+
+
+def clipped(rows: Tensor, bits: int, axis: int, measure: Callable[[Tensor], Tensor]) -> QParams:
+    """Return the grid with the least error of each row.
+
+    Parameters
+    ----------
+    rows : Tensor, shape (channels, n)
+        float32.
+    bits, axis : int
+        Of the grid.
+    measure : callable
+        From the differences, in the shape of `rows`, to the error of each channel.
+    """
+    largest = rows.abs().amax(1)
     best, least = largest, torch.full_like(largest, math.inf)
     for share in reversed(_WEIGHT_SHARES):
-        squares = (symmetric(largest * share, bits, 0).fake(rows) - rows).square()
-        errors = (squares if counts is None else squares * counts).sum(1)
+        errors = measure(symmetric(largest * share, bits, 0).fake(rows) - rows).to(least.dtype)
         better = errors < least
         best, least = torch.where(better, largest * share, best), torch.where(better, errors, least)
     return symmetric(best, bits, axis)
