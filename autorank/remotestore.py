@@ -152,11 +152,17 @@ class Store:
             if end < beyond:
                 continue  # listed while parts were put together
             try:
-                return b"".join(self.read(parts[part])[start - part[0] :] for part, start in chosen)
+                return b"".join(self._part(parts[part], part)[start - part[0] :] for part, start in chosen)
             except RemoteError as error:
                 if not error.gone or attempt == _ATTEMPTS - 1:  # put together meanwhile
                     raise
         raise AssertionError("the last attempt returns or raises")
+
+    def _part(self, name: str, part: tuple[int, int]) -> bytes:
+        raw = self.read(name)
+        if len(raw) != part[1] - part[0]:
+            raise RemoteError(f"{self.url}: {name} has not the size that its name says; restore it")
+        return raw
 
     def files(self) -> dict[str, int]:
         """Return name → size of the files that are kept beside the journal; names that we did not give are left out."""

@@ -34,11 +34,13 @@ class _Sweep:
         if self._end is None:
             refresh(self.directory, self._url, self._store)
             self._end = self._size()
+        alive = self._alive()  # before the rest is read: what a driver wrote at its end is then seen
+        start, news = self._news()
         with ExitStack() as stack:
+            # Not while the network is asked: a driver that starts here must not meet us.
             if self._hold is None and not stack.enter_context(held(self.directory)):
                 return  # a driver is here, or another who looks
-            alive = self._alive()  # before the rest is read: what a driver wrote at its end is then seen
-            self._update()
+            self._take(start, news)
             if alive and self._hold is None:
                 self._hold = stack.pop_all()
         if not alive:
@@ -50,15 +52,19 @@ class _Sweep:
             self._hold.close()
             self._hold = None
 
-    def _update(self) -> None:
-        size, parts = self._size(), self._store.parts()
-        if size == self._end and max((end for _, end in parts), default=0) >= size:
-            if more := self._store.journal(size):
-                with (self.directory / FILE_NAME).open("ab") as file:
-                    file.write(more)
-        elif not extend(self.directory, self._store.journal()):
-            self._end = None  # another sweep: refreshed at the next look
-            self.close()
+    def _news(self) -> tuple[int, bytes]:
+        """Return the journal from a byte on: from where it ends here, unless that is not what was read last."""
+        size = self._size()
+        known = size == self._end and max((end for _, end in self._store.parts()), default=0) >= size
+        start = size if known else 0
+        return start, self._store.journal(start)
+
+    def _take(self, start: int, news: bytes) -> None:
+        if start and start == self._size():
+            with (self.directory / FILE_NAME).open("ab") as file:
+                file.write(news)
+        elif start or not extend(self.directory, news):
+            self._end = None  # another sweep, or another process was quicker: all is looked at again
             return
         self._end = self._size()
 

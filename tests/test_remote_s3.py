@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from autorank.remotestore import Store
 from autorank.types import TrialRecord
 from tests import s3
 from tests.faults import net
+from tests.test_remote import Driving, until
 
 TRIALS = 8
 SETTINGS: dict[str, Any] = {
@@ -159,6 +161,29 @@ def test_ctrl_c_ends_the_waiting_and_resume_sends_the_rest(server: s3.S3, capsys
     again = autorank.resume(url, progress=False)
     assert essence(again.records) == essence(result.records)
     assert Store(url).journal() == (again.directory / FILE_NAME).read_bytes()
+
+
+def test_credentials_that_expire_are_told_and_taken_anew(server: s3.S3) -> None:
+    def unknown_after(requests: int) -> None:
+        address = f"{server.environment['AWS_ENDPOINT_URL']}/moto-api/reset-auth"
+        plain = {"Content-Type": "text/plain"}
+        urllib.request.urlopen(urllib.request.Request(address, str(requests).encode(), plain)).close()
+
+    url = f"s3://{s3.BUCKET}/expired/net"
+    try:
+        with Driving(url) as driver:
+            driver.trial(0)
+            unknown_after(0)
+            driver.trial(1, sent=False)
+            until(lambda: driver.said)
+            unknown_after(10**9)
+            driver.trial(2)
+        assert "PermissionError" in driver.said[0]
+        assert "tried again" in driver.said[0]
+        assert driver.said[1:] == [f"note: {url} has everything again"]
+        assert len(autorank.open_sweep(url).records) == 3
+    finally:
+        unknown_after(10**9)
 
 
 def test_the_commands_take_the_url(
