@@ -41,7 +41,7 @@ def choice_text(choice: Choice) -> str:
 
 def plan_text(plan: Plan) -> str:
     """Return the formats of a plan in short, most used first: ``tucker2×9 spatial_svd×5``, or ``dense``."""
-    counts = Counter(choice.format for _, choice in plan.layers)
+    counts = Counter(choice.called for _, choice in plan.layers)
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return " ".join(f"{clean(name, 40)}×{count}" for name, count in ordered) or "dense"
 

@@ -203,7 +203,7 @@ def layer_table(record: TrialRecord) -> DataFrame:
     rows = [
         (
             layer.name,
-            layer.choice.format,
+            layer.choice.called,
             "×".join(map(str, layer.choice.rank)),
             ", ".join(f"{key}={value}" for key, value in layer.choice.options),
             layer.macs,

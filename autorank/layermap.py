@@ -124,7 +124,7 @@ def _cell(
     lines = [clean(name), " · ".join(member)]
     if choice is None:
         return Cell(1.0, "dense" if written else "•", (*lines, "left dense"))
-    lines.append(f"{clean(choice.format, 40)}, rank {rank_text(choice, result)}")
+    lines.append(f"{clean(choice.called, 40)}, rank {rank_text(choice, result)}")
     if result is None:
         return Cell(None, "", tuple(lines))
     params = result.params / max(result.params_dense, 1)

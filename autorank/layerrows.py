@@ -90,7 +90,7 @@ def layer_rows(header: SweepHeader, point: TrialRecord | FrontPoint) -> LayerTab
         before = found.macs_dense if found else int(plain.get("macs", 0))
         size = found.params_dense if found else int(plain.get("params", 0))
         known = found is not None or choice is None
-        row = [Entry(clean(name, 60)), Entry(clean(choice.format, 40) if choice else "dense")]
+        row = [Entry(clean(name, 60)), Entry(clean(choice.called, 40) if choice else "dense")]
         row.append(Entry(rank_text(choice, found) if choice else "–"))
         after, left = (found.macs, found.params) if found else (before, size)
         row += [_count(before), _count(after if known else None), _ratio(after if known else None, before)]

@@ -169,7 +169,7 @@ def trial_name(record: TrialRecord) -> str:
 
 def _formats(record: TrialRecord) -> str:
     """Return the two formats that a plan uses most, and how many more there are."""
-    counts = Counter(choice.format for _, choice in record.plan.layers)
+    counts = Counter(choice.called for _, choice in record.plan.layers)
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     more = f" +{len(ordered) - 2}" if len(ordered) > 2 else ""
     return (" ".join(f"{name}×{count}" for name, count in ordered[:2]) or "dense") + more

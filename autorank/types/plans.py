@@ -59,6 +59,11 @@ class Choice:
         named = (("W", self.weight_bits), ("A", self.activation_bits))
         return "".join(f"{letter}{bits}" for letter, bits in named if bits is not None)
 
+    @property
+    def called(self) -> str:
+        """The format with its bits: ``tucker2`` or ``tucker2 W8A8``."""
+        return f"{self.format} {self.bits}".rstrip()
+
     def to_json(self) -> dict[str, Any]:
         """Return a plain dictionary; empty fields are left out."""
         data: dict[str, Any] = {"format": self.format, "rank": list(self.rank)}
