@@ -107,7 +107,7 @@ class _Pair:
         if bits is not None:
             low, high = min(0.0, float(self.rows.min())), max(0.0, float(self.rows.max()))
             if cut and high > low:
-                low, high = least_squares_range(self.rows, low, high, bits, form)
+                low, high = least_squares_range(self.rows, low, high, bits, form, rounds=0)
             off = (affine(low, high, bits).to(wide.device).fake(self.rows) - self.rows).reshape(-1, groups, channels)
             total += float(torch.einsum("pgi,gim->pgm", off, wide).square().sum()) / len(off)
         return total

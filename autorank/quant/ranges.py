@@ -15,11 +15,10 @@ from autorank.quant.settings import QuantSettings
 SAMPLE = 1 << 16
 """Values of an activation that are kept, as rows of all channels at one position."""
 
-_STEP = 2**-0.25
-_LEAST = 2**-7
-"""The clipped ranges that are tried: each this share of the one before, down to a hundredth."""
+_SHARES = tuple(2 ** (-k / 2) for k in range(1, 11))
+"""Shares of the whole range that are tried first, and by what each end is moved from the best of them."""
 
-_MOVED = (0.8, 0.9, 0.95, 1.05, 1.1, 1.2)
+_MOVED = (0.8, 0.9, 1.1, 1.25)
 _WEIGHT_SHARES = tuple(k / 40 for k in range(12, 41))
 
 
@@ -96,7 +95,7 @@ def activation_grid(watch: Watch, settings: QuantSettings, bits: int = 8, form: 
 
 
 def least_squares_range(
-    rows: Tensor, low: float, high: float, bits: int = 8, form: Tensor | None = None
+    rows: Tensor, low: float, high: float, bits: int = 8, form: Tensor | None = None, rounds: int = 2
 ) -> tuple[float, float]:
     """Return the range within (low, high) for which rounding and clipping rows have the least squared error."""
 
@@ -107,19 +106,13 @@ def least_squares_range(
         parts = off.unflatten(1, (form.shape[0], -1)).transpose(0, 1)
         return float(((parts @ form) * parts).sum())
 
-    best, least, share = (low, high), error((low, high)), _STEP
-    while share > _LEAST:
-        ends = low * share, high * share
-        found = error(ends)
-        if found < least:
-            best, least = ends, found
-        share *= _STEP
-    for _ in range(2):
+    best = min([(low, high), *((low * share, high * share) for share in _SHARES)], key=error)
+    least = error(best)
+    for _ in range(rounds):
         for side in range(2):
             for move in _MOVED:
                 ends = (max(low, best[0] * move), best[1]) if side == 0 else (best[0], min(high, best[1] * move))
-                found = error(ends) if ends != best else least
-                if found < least:
+                if ends != best and (found := error(ends)) < least:
                     best, least = ends, found
     return best
 

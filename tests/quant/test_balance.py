@@ -23,7 +23,7 @@ from tests.quant.samples import decomposed_layers
 LAYERS = [
     row
     for row in decomposed_layers()
-    if row[1].spec.kind in ("linear", "conv_transpose2d") or row[1].spec.groups == 2 and row[1].spec.kind == "conv2d"
+    if row[1].spec.kind in ("linear", "conv_transpose2d") or (row[1].spec.groups == 2 and row[1].spec.kind == "conv2d")
 ]
 NAIVE = QuantSettings("minmax", "max", False, "nearest")
 
