@@ -10,7 +10,6 @@ from torch import nn
 from autorank import measure
 from autorank.evaluate import evaluate
 from autorank.job import job_of
-from autorank.prepare import LAYER_SECONDS
 from autorank.progress import Reporter
 from autorank.trial import TrialContext, TrialRunner
 from autorank.types import Choice, DenseFigures, FrontPoint, TrialRecord
@@ -93,7 +92,7 @@ def _layer_times(
     specs = {spec.name: spec for spec in context.specs}
     layers = [layer for record in front for layer in record.layers]
     pairs = dict.fromkeys((specs[layer.name], choice) for layer in layers for choice in (None, layer.choice))
-    return measure.time_layers(pairs, threads, context.device, batch, min_run_time=LAYER_SECONDS)
+    return measure.time_layers(pairs, threads, context.device, batch)
 
 
 def _slower(record: TrialRecord, times: Mapping[tuple[str, Choice | None], float]) -> tuple[str, ...]:

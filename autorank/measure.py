@@ -33,6 +33,10 @@ _CONVOLUTIONS: dict[str, type[nn.Module]] = {
     "conv_transpose3d": nn.ConvTranspose3d,
 }
 
+SECONDS = 0.2
+"""How long the time of a model is measured, at least."""
+LAYER_SECONDS = 0.05
+"""How long the time of a layer is measured, at least: hundreds of candidates must not take minutes."""
 WARM_UP_RUNS = 3
 MIN_BLOCKS = 5
 """A median of fewer timed blocks than this says little about the spread."""
@@ -191,7 +195,7 @@ def time_module(
     module: nn.Module,
     inputs: tuple[Tensor, ...],
     threads: int = 1,
-    min_run_time: float = 0.2,
+    min_run_time: float | None = None,
     device: str | torch.device = "cpu",
 ) -> Timing:
     """Measure how long one forward pass takes.
@@ -204,7 +208,7 @@ def time_module(
     threads : int
         PyTorch threads during the measurement.
     min_run_time : float
-        Seconds to measure for, at least.
+        Seconds to measure for, at least; `SECONDS` when not given.
     device : str or torch.device
         Where to run; work on a GPU is waited for.
 
@@ -223,7 +227,7 @@ def time_module(
             timer.timeit(WARM_UP_RUNS)
         except Exception as error:  # the user's forward may raise anything
             raise ModelError(f"the model does not run on inputs {sizes(moved)}: {describe(error)}") from None
-        measured = timer.blocked_autorange(min_run_time=min_run_time)
+        measured = timer.blocked_autorange(min_run_time=SECONDS if min_run_time is None else min_run_time)
         number = measured.number_per_run
         times = list(measured.times)
         while len(times) < MIN_BLOCKS:
@@ -237,7 +241,7 @@ def time_layers(
     threads: int = 1,
     device: str | torch.device = "cpu",
     batch: int = 1,
-    min_run_time: float = 0.2,
+    min_run_time: float | None = None,
 ) -> dict[tuple[str, Choice | None], float]:
     """Measure layers alone, dense or decomposed, on random inputs of their real size.
 
@@ -251,7 +255,7 @@ def time_layers(
     batch : int
         Number of examples; a layer that sees several rows per example gets as many times more.
     min_run_time : float
-        Seconds per measurement.
+        Seconds per measurement; `LAYER_SECONDS` when not given.
 
     Returns
     -------
@@ -265,6 +269,7 @@ def time_layers(
     """
     known: dict[tuple[LayerSpec, Choice | None], float] = {}
     table: dict[tuple[str, Choice | None], float] = {}
+    seconds = LAYER_SECONDS if min_run_time is None else min_run_time
     for spec, choice in pairs:
         if not spec.calls:
             raise ModelError(f"layer {spec.name!r} cannot be timed: its input size is not known without a forward run")
@@ -272,7 +277,7 @@ def time_layers(
         for call, times in Counter(spec.calls).items():
             key = (replace(spec, name="", calls=(call,)), choice)
             if key not in known:
-                known[key] = _time_layer(spec, call, choice, threads, device, batch, min_run_time)
+                known[key] = _time_layer(spec, call, choice, threads, device, batch, seconds)
             total += times * known[key]
         table[spec.name, choice] = total
     return table

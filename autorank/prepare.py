@@ -36,8 +36,6 @@ from autorank.trial import TrialContext, versions
 from autorank.trouble import tell
 from autorank.types import Choice, Evaluation, LayerSpec, ModelProfile, SweepHeader
 
-# Seconds of measuring per layer in the table that predicts latencies: hundreds of candidates must not take minutes.
-LAYER_SECONDS = 0.05
 # A pass with gradients keeps all activations of its batch, and so does one that is replayed.
 GRADIENT_BATCH = 32
 MEASURED_BATCH = 64
@@ -351,7 +349,7 @@ def _latencies(
             yield pair
         reporter.step("layer latencies", len(pairs), len(pairs))
 
-    table = measure.time_layers(shown(), settings.threads, device, settings.batch, min_run_time=LAYER_SECONDS)
+    table = measure.time_layers(shown(), settings.threads, device, settings.batch)
     inputs = tuple(x.to(device) for x in measure.batch_one(task.example_inputs, config.latency.batch))
     dense = measure.time_module(model.to(device), inputs, settings.threads, device=device).median_ms
     rows = [[name, choice.to_json() if choice else None, ms] for (name, choice), ms in table.items()]

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from glob import glob
 from pathlib import Path
 
@@ -69,6 +70,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if gone:
         config.hook.pytest_deselected(items=gone)
         items[:] = [item for item in items if item not in gone]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def brief_timings() -> Iterator[None]:
+    """Let latencies be measured for a moment only: no test looks at how steady they are."""
+    from autorank import measure
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measure, "SECONDS", 0.01)
+        patch.setattr(measure, "LAYER_SECONDS", 0.002)
+        patch.setattr(measure, "MIN_BLOCKS", 2)
+        yield
 
 
 @pytest.fixture(scope="session")
