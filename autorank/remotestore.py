@@ -6,6 +6,7 @@ import logging
 import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +20,7 @@ JOURNAL = "journal"
 LARGEST_JOURNAL = 4 << 30
 _MOST_NAMES = 100_000
 _ATTEMPTS = 5
+_AT_ONCE = 8
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _PART = re.compile(r"(\d{12,15})-(\d{12,15})\.jsonl", re.ASCII)
@@ -152,17 +154,20 @@ class Store:
             if end < beyond:
                 continue  # listed while parts were put together
             try:
-                return b"".join(self._part(parts[part], part)[start - part[0] :] for part, start in chosen)
+                with ThreadPoolExecutor(_AT_ONCE if self._fs.async_impl else 1) as pool:
+                    return b"".join(pool.map(self._part, [(parts[part], part, start) for part, start in chosen]))
             except RemoteError as error:
                 if not error.gone or attempt == _ATTEMPTS - 1:  # put together meanwhile
                     raise
         raise AssertionError("the last attempt returns or raises")
 
-    def _part(self, name: str, part: tuple[int, int]) -> bytes:
+    def _part(self, wanted: tuple[str, tuple[int, int], int]) -> bytes:
+        """Return a part, given by its name and bytes, from a byte of the journal on."""
+        name, (first, end), start = wanted
         raw = self.read(name)
-        if len(raw) != part[1] - part[0]:
+        if len(raw) != end - first:
             raise RemoteError(f"{self.url}: {name} has not the size that its name says; restore it")
-        return raw
+        return raw[start - first :]
 
     def files(self) -> dict[str, int]:
         """Return name → size of the files that are kept beside the journal; names that we did not give are left out."""

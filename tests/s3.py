@@ -22,7 +22,7 @@ from typing import Any
 
 BUCKET = "sweeps"
 KEY, SECRET = "AKIAOFTESTS", "s3cret-of-the-tests"
-_REQUEST = re.compile(r'"(GET|PUT|POST|DELETE|HEAD) (\S+) HTTP')
+_REQUEST = re.compile(r'"(?:\x1b\[[0-9;]*m)*(GET|PUT|POST|DELETE|HEAD) (\S+) HTTP')
 _STARTING = 120.0
 
 
