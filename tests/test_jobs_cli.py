@@ -187,7 +187,7 @@ def test_without_what_the_job_server_needs_the_extra_is_named() -> None:
 
 @pytest.mark.parametrize(
     ("path", "says"),
-    [(None, "needs a sweep directory"), ("sweeps/net", "gone with the job"), ("s3://bucket/x", "gone with the job")],
+    [(None, "needs a sweep directory"), ("sweeps/net", "gone with the job"), ("s3://bucket/x", "so no URL")],
     ids=str,
 )
 def test_a_sweep_directory_that_does_not_outlive_the_job_is_refused(path: str | None, says: str) -> None:

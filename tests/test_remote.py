@@ -381,6 +381,12 @@ def test_no_secret_of_the_sweep_directory_stands_in_the_journal() -> None:
     assert kept["sweep_dir"] == "sftp://***@host/sweeps/net"
 
 
+def test_options_from_fsspec_s_configuration_are_secrets(memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(fsspec.config.conf, "memory", {"account_key": "k3y-of-mine", "token": "t0ken-of-mine"})
+    Store(memory)
+    assert str(SweepError("refused: k3y-of-mine t0ken-of-mine")) == "refused: *** ***"
+
+
 def test_a_working_copy_can_be_looked_at_while_its_url_is_away(tmp_path: Path) -> None:
     url = f"file://{tmp_path}/far/net"
     with Driving(url) as driver:
