@@ -14,6 +14,7 @@ from autorank.errors import ModelError, PlanError
 from autorank.plan import apply, check
 from autorank.planfile import plan_of, read_plan
 from autorank.profiling import profile
+from autorank.quant import QuantSettings, calibrate
 from autorank.solvers import whitening
 from autorank.solvers.gradients import collect_gradients
 from autorank.types import Plan
@@ -25,6 +26,7 @@ def compress(
     *,
     calibration: Iterable[torch.Tensor | tuple[torch.Tensor, ...]] | None = None,
     loss: Callable[[Any], torch.Tensor] | None = None,
+    quantization: QuantSettings | None = None,
 ) -> nn.Module:
     """Return a copy of the model in which the plan's layers are decomposed; the model itself is not changed.
 
@@ -36,7 +38,7 @@ def compress(
     plan : Plan, mapping or path
         A plan, its JSON form, or a ``plan.json``.
     calibration : iterable of Tensor or tuple of Tensor, optional
-        Batches of model inputs; needed when a layer of the plan is whitened.
+        Batches of model inputs; needed when a layer of the plan is whitened or has bits.
     loss : callable, optional
         From the model's outputs to one number, the losses of the batch's examples added up; needed when a layer has
         ``whiten=output`` or ``both``. As there are no labels, draw them from the model's own predictions, or take
@@ -45,15 +47,18 @@ def compress(
             generator = torch.Generator().manual_seed(0)
             compress(model, plan, calibration=batches, loss=lambda logits: fisher_loss(logits, generator))
 
+    quantization : QuantSettings, optional
+        How layers with bits are calibrated.
+
     Returns
     -------
     nn.Module
-        On the model's device, in its mode (train or eval).
+        On the model's device, in its mode (train or eval); layers with bits compute with quantized numbers.
 
     Raises
     ------
     PlanError
-        The plan does not fit the model, or it whitens and there is no calibration data or no loss.
+        The plan does not fit the model, or it whitens or has bits and there is no calibration data, or no loss.
     """
     plan = as_plan(plan)
     if not isinstance(model, nn.Module):
@@ -66,25 +71,17 @@ def compress(
     whitened = [name for name, choice in plan.layers if choice.whitens("input") or name in outputs]
     if loss is not None and not callable(loss):
         raise PlanError(f"loss must be a function of the model's outputs, not a {type(loss).__name__}")
+    quantized = next((name for name, choice in plan.layers if choice.weight_bits is not None), None)
+    if outputs and loss is None:
+        raise PlanError(
+            f"the output of layer {outputs[0]!r} is whitened, so the plan needs gradients of the loss: "
+            "give loss=, a function from the model's outputs to the sum of the examples' losses"
+        )
+    batches = []
     if whitened:
-        if calibration is None:
-            raise PlanError(
-                f"layer {whitened[0]!r} is whitened, so the plan needs statistics of its inputs: "
-                "give calibration=, an iterable of input batches"
-            )
-        if outputs and loss is None:
-            raise PlanError(
-                f"the output of layer {outputs[0]!r} is whitened, so the plan needs gradients of the loss: "
-                "give loss=, a function from the model's outputs to the sum of the examples' losses"
-            )
-        try:
-            given = iter(calibration)
-        except TypeError:
-            what = type(calibration).__name__
-            raise PlanError(f"calibration must be an iterable of batches of model inputs, not {what}") from None
-        batches = [batch if isinstance(batch, tuple) else (batch,) for batch in given]
-        if not batches:
-            raise PlanError("calibration has no batch; give at least one batch of model inputs")
+        batches = _batches(
+            calibration, f"layer {whitened[0]!r} is whitened, so the plan needs statistics of its inputs"
+        )
         try:
             specs = [spec for spec in profile(model, batches[0]).layers if spec.name in whitened]
         except ModelError as error:
@@ -97,7 +94,29 @@ def compress(
             chosen = [spec for spec in specs if spec.name in outputs]
             gradients = collect_gradients(model, chosen, [(batch, loss) for batch in batches], device)
             stats = {name: replace(each, gradient=gradients.get(name)) for name, each in stats.items()}
-    return apply(model, plan, stats=stats)[0]
+    elif quantized is not None:
+        batches = _batches(calibration, f"layer {quantized!r} has bits, so the plan needs the ranges of its inputs")
+    compressed, _ = apply(model, plan, stats=stats)
+    if quantized is not None:
+        calibrate(compressed, batches, quantization)
+    return compressed
+
+
+def _batches(
+    calibration: Iterable[torch.Tensor | tuple[torch.Tensor, ...]] | None, why: str
+) -> list[tuple[torch.Tensor, ...]]:
+    """Return the batches of inputs that a plan cannot do without."""
+    if calibration is None:
+        raise PlanError(f"{why}: give calibration=, an iterable of input batches")
+    try:
+        given = iter(calibration)
+    except TypeError:
+        what = type(calibration).__name__
+        raise PlanError(f"calibration must be an iterable of batches of model inputs, not {what}") from None
+    batches = [batch if isinstance(batch, tuple) else (batch,) for batch in given]
+    if not batches:
+        raise PlanError("calibration has no batch; give at least one batch of model inputs")
+    return batches
 
 
 def as_plan(plan: Plan | Mapping[str, Any] | str | Path) -> Plan:

@@ -157,6 +157,8 @@ def _front_tables(result: SearchResult) -> list[object]:
     unit = " %" if header.metric == "accuracy" else ""
     columns = [("", False), ("point", True), (f"validation {header.metric}{unit}", True), ("before tuning", True)]
     shown = ["macs_kept", "params_kept"]
+    if header.dense_cost.bops is not None:
+        shown += ["bytes_kept", "bops_kept"]
     shown += [o.name for o in header.objectives if o.name not in ("score", *shown)]
     columns += [("test", True), *((_heading(name), True) for name in shown)]
     columns += [("latency ms", True), ("slower layers", True), ("formats", False)]

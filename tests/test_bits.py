@@ -13,7 +13,7 @@ import torch
 
 import autorank
 from autorank import formats, strategies
-from autorank.errors import ConfigError, SpaceError
+from autorank.errors import AutorankError, ConfigError, SpaceError
 from autorank.errortable import candidate_errors
 from autorank.evaluate import evaluate
 from autorank.front import Objective
@@ -274,3 +274,20 @@ def test_bit_operations_may_be_asked_for_without_bits(tmp_path: Path) -> None:
 def test_a_layer_that_keeps_its_kernel_is_no_layer_of_the_plan_in_floating_point() -> None:
     plan = Plan.of({"a": Choice(DENSE, (), (), 8, 8), "b": Choice("tucker2", (2, 3), (), 4, 8)}, seed=7)
     assert plan.in_float == Plan.of({"b": Choice("tucker2", (2, 3))}, seed=7)
+
+
+def test_compress_calibrates_what_has_bits(tiny: Any) -> None:
+    model, inputs = tiny
+    plan = {
+        "layers": {
+            "conv1": {"format": DENSE, "rank": [], "weight_bits": 8, "activation_bits": 8},
+            "conv2": {"format": "tucker2", "rank": [12, 9], "weight_bits": 8, "activation_bits": 8},
+        }
+    }
+    with pytest.raises(AutorankError, match="'conv1' has bits, so the plan needs the ranges of its inputs: give cal"):
+        autorank.compress(model, plan)
+    quantized = autorank.compress(model, plan, calibration=[inputs])
+    assert all(leaf.calibrated for leaf in leaves(quantized).values())
+    in_float = autorank.compress(model, {"layers": {"conv2": {"format": "tucker2", "rank": [12, 9]}}})
+    change = (quantized(inputs) - in_float(inputs)).norm() / in_float(inputs).norm()
+    assert 0 < change < 0.05

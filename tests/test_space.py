@@ -120,7 +120,7 @@ def test_what_a_shipped_space_is_for_fits_on_a_line(name):
 
 
 def test_expected_spaces_are_shipped():
-    assert set(shipped()) >= {"default", "channel_svd", "spatial_svd", "tucker2", "tucker2_whitened", "small"}
+    assert set(shipped()) >= {"default", "quantized", "channel_svd", "spatial_svd", "tucker2", "tucker2_whitened"}
     assert build_space(read_space("small"), PROFILE).size < build_space(read_space("default"), PROFILE).size
 
 
