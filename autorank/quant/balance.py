@@ -7,35 +7,47 @@ et al., ICCV 2019); a rotation spreads what a few channels hold over all of them
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
 from autorank.formats.running import DecomposedLayer, Pad
 from autorank.quant.fake import affine
-from autorank.quant.leaf import QuantizedLeaf
-from autorank.quant.ranges import least_squares_range, weight_grid
-from autorank.quant.rounding import rows_of, stored_rows
+from autorank.quant.leaf import QuantizedLeaf, with_weight
+from autorank.quant.ranges import weight_grid
+from autorank.quant.rounding import rows_of, spatial_axes, stored_rows
 
-_POSITIONS = 1024
-"""Positions of the channels' values that are looked at."""
+VALUES = 1 << 18
+"""Values of a first factor's input, about, on which matrices are tried."""
 
+_EXAMPLES = 8
 _ROTATIONS = 2
 _TINY = 1e-30
 _LEAST = 1e-4
 """Smallest size of a channel, relative to the largest, that scaling looks at."""
 
 
-@dataclass(frozen=True)
 class Junction:
-    """Two factors of a layer, one after the other; `name` is the second one's."""
+    """Two factors of a layer, one after the other, and the padding between them; `name` is the second one's."""
 
-    name: str
-    first: QuantizedLeaf
-    second: QuantizedLeaf
+    def __init__(self, name: str, first: QuantizedLeaf, pads: tuple[Pad, ...], second: QuantizedLeaf) -> None:
+        self.name, self.first, self.pads, self.second = name, first, pads, second
+        self.seen: Tensor | None = None
+
+    def see(self, x: Tensor) -> None:
+        """Keep some examples of the first factor's input, of the first batch that comes."""
+        if self.seen is None and x.numel():
+            each = max(1, x[0].numel())
+            self.seen = x[: max(_EXAMPLES, VALUES // each)].detach() if x.ndim > 1 else x.detach()
+
+    def between(self, x: Tensor) -> Tensor:
+        """Return what the second factor gets of what the first one makes."""
+        for pad in self.pads:
+            x = pad(x)
+        return x
 
 
 def junctions(model: nn.Module) -> list[Junction]:
@@ -46,140 +58,100 @@ def junctions(model: nn.Module) -> list[Junction]:
 
 def _in(name: str, layer: DecomposedLayer) -> Iterator[Junction]:
     last: QuantizedLeaf | None = None
+    pads: tuple[Pad, ...] = ()
     for key, module in layer.named_children():
         if isinstance(module, Pad):
+            pads = (*pads, module)
             continue
-        if isinstance(module, QuantizedLeaf):
-            if last is not None:
-                yield Junction(f"{name}.{key}" if name else key, last, module)
-            last = module
-        else:
-            last = None
+        leaf = module if isinstance(module, QuantizedLeaf) else None
+        if last is not None and leaf is not None:
+            yield Junction(f"{name}.{key}" if name else key, last, pads, leaf)
+        last, pads = leaf, ()
 
 
-@dataclass(frozen=True)
-class _Pair:
-    """Two factors and what is between them, in float64.
+def equalise(junction: Junction, centred: bool = True) -> bool:
+    """Put that matrix between two factors with which they err least when quantized; say whether it is another.
 
-    Attributes
-    ----------
-    first : Tensor, shape (groups, outputs of each, n)
-    second : Tensor, shape (groups, outputs of each, C / groups, K)
-    rows : Tensor, shape (positions, C)
-    matrix : Tensor, shape (blocks, b, b)
-        That has been put between the two.
-    """
-
-    first: Tensor
-    second: Tensor
-    rows: Tensor
-    matrix: Tensor
-
-    def mixed(self, matrix: Tensor) -> _Pair:
-        """Return the pair with a block-diagonal matrix after the first factor and its inverse before the second."""
-        blocks, b, _ = matrix.shape
-        first = matrix @ self.first.reshape(blocks, b, -1)
-        rows = torch.einsum("pci,cji->pcj", self.rows.reshape(-1, blocks, b), matrix)
-        second = _before(self.second, torch.linalg.inv(matrix))
-        return _Pair(first.reshape(self.first.shape), second, rows.reshape(self.rows.shape), matrix)
-
-    def wrong(self, junction: Junction, moments: Sequence[Tensor | None], cut: bool) -> float:
-        """Return the squared error of the outputs that quantizing both weights and what is between makes.
-
-        Noise at different kernel positions of the second factor is taken for uncorrelated.
-        """
-        groups, _, channels, _ = self.second.shape
-        wide = self.second.permute(0, 2, 1, 3).flatten(2)  # (groups, C / groups, outputs · K)
-        form = wide @ wide.mT
-        noise = _off(self.first, junction.first.weight_bits)
-        if moments[0] is None:
-            spread = torch.diag_embed(noise.square().sum(2))
-        else:
-            spread = noise @ moments[0].to(noise) @ noise.mT
-        total = float((_blocks_of(spread, groups) * form).sum())
-        noise = _off(self.second, junction.second.weight_bits)
-        if moments[1] is None:
-            total += float((noise.square().sum((1, 3)).flatten() * self.rows.square().mean(0)).sum())
-        else:
-            noise = _before(noise, self.matrix).flatten(2)  # back to what the moments are of
-            total += float(((noise @ moments[1].to(noise)) * noise).sum())
-        bits = junction.second.activation_bits
-        if bits is not None:
-            low, high = min(0.0, float(self.rows.min())), max(0.0, float(self.rows.max()))
-            if cut and high > low:
-                low, high = least_squares_range(self.rows, low, high, bits, form, rounds=0)
-            off = (affine(low, high, bits).to(wide.device).fake(self.rows) - self.rows).reshape(-1, groups, channels)
-            total += float(torch.einsum("pgi,gim->pgm", off, wide).square().sum()) / len(off)
-        return total
-
-
-def _before(second: Tensor, matrix: Tensor) -> Tensor:
-    """Return a weight (groups, outputs, C / groups, K) that is applied after a matrix (blocks, b, b)."""
-    groups, b = second.shape[0], matrix.shape[-1]
-    cut = second.unflatten(2, (-1, b))
-    return torch.einsum("gopik,gpij->gopjk", cut, matrix.reshape(groups, -1, b, b)).reshape(second.shape)
-
-
-def _blocks_of(spread: Tensor, groups: int) -> Tensor:
-    """Return the diagonal blocks (groups, c, c) of a block-diagonal matrix given by its own blocks."""
-    whole = torch.block_diag(*spread)
-    size = len(whole) // groups
-    return torch.stack([whole[i : i + size, i : i + size] for i in range(0, len(whole), size)])
-
-
-def _off(weight: Tensor, bits: int) -> Tensor:
-    """Return what rounding a weight (groups, outputs, ...) to the nearest levels changes."""
-    rows = weight.flatten(0, 1).flatten(1)
-    return (weight_grid(rows, bits, how="max").fake(rows) - rows).reshape(weight.shape)
-
-
-def equalise(
-    junction: Junction, rows: Tensor, moments: Sequence[Tensor | None] = (None, None), cut: bool = True
-) -> bool:
-    """Put that matrix between two factors with which their quantized product errs least; say whether it is another.
+    Each of a few is tried on the inputs that `junction` has seen, with weights at their nearest levels.
 
     Parameters
     ----------
     junction : Junction
         Its weights are changed in place; the layer computes what it did, up to rounding.
-    rows : Tensor, shape (positions, C)
-        Values of the channels between the two.
-    moments : pair of Tensor or None
-        Second moments of what the first and the second factor are multiplied with, as `rounding.Inputs` has them.
-    cut : bool
-        Whether ranges of activations will be clipped where that makes the squared error smaller.
+    centred : bool
+        Whether an error that is the same for all examples counts nothing: where weights are rounded for the outputs it
+        is rounded away.
     """
-    first, second = junction.first.module, junction.second.module
-    weights = [module.weight.detach().double() for module in (first, second)]  # type: ignore[operator]
-    made, used = rows_of(first, weights[0]), rows_of(second, weights[1])
-    channels, groups = rows.shape[1], used.shape[0]
-    few = rows[:: max(1, len(rows) // _POSITIONS)].double()
-    wide = used.reshape(groups, used.shape[1], channels // groups, -1)
-    pair = _Pair(made, wide, few, torch.ones(channels, 1, 1).to(few))
-    blocks = math.lcm(made.shape[0], groups)
-    matrices = _matrices(pair, blocks if channels % blocks == 0 else channels)
-    best = min([pair, *map(pair.mixed, matrices)], key=lambda found: found.wrong(junction, moments, cut))
-    if best is pair:
+    if junction.seen is None:
         return False
-    with torch.no_grad():
-        first.weight.copy_(stored_rows(first, best.first, weights[0]))  # type: ignore[operator]
-        second.weight.copy_(stored_rows(second, best.second.reshape(used.shape), weights[1]))  # type: ignore[operator]
-        if isinstance(first.bias, Tensor):
-            bias = first.bias.double().reshape(len(best.matrix), -1, 1)
-            first.bias.copy_((best.matrix @ bias).flatten())
+    first, second = junction.first.module, junction.second.module
+    h = first(junction.seen)
+    wanted = second(junction.between(h))
+    found = _matrices(first, second, h)
+    best, least = None, _wrong(junction, first, second, wanted, centred)
+    for matrix in found:
+        tried = copy.deepcopy(first), copy.deepcopy(second)
+        put(*tried, matrix)
+        wrong = _wrong(junction, *tried, wanted, centred)
+        if wrong < least:
+            best, least = matrix, wrong
+    if best is None:
+        return False
+    put(first, second, best)
     return True
 
 
-def _matrices(pair: _Pair, blocks: int) -> list[Tensor]:
+def put(first: nn.Module, second: nn.Module, matrix: Tensor) -> None:
+    """Put a block-diagonal matrix (blocks, b, b), float64, after one module and its inverse before the next."""
+    blocks, b, _ = matrix.shape
+    with torch.no_grad():
+        weight: Tensor = first.weight  # type: ignore[assignment]
+        rows = rows_of(first, weight.double())
+        mixed = matrix @ rows.reshape(blocks, b, -1)
+        weight.copy_(stored_rows(first, mixed.reshape(rows.shape), weight))
+        if isinstance(first.bias, Tensor):
+            first.bias.copy_((matrix @ first.bias.double().reshape(blocks, b, 1)).flatten())
+        weight = second.weight  # type: ignore[assignment]
+        rows = rows_of(second, weight.double())
+        cut = rows.reshape(rows.shape[0], rows.shape[1], -1, b, rows.shape[2] * rows.shape[0] // (blocks * b))
+        inverse = torch.linalg.inv(matrix).reshape(rows.shape[0], -1, b, b)
+        mixed = torch.einsum("gopik,gpij->gopjk", cut, inverse)
+        weight.copy_(stored_rows(second, mixed.reshape(rows.shape), weight))
+
+
+def _wrong(junction: Junction, first: nn.Module, second: nn.Module, wanted: Tensor, centred: bool) -> float:
+    """Return the squared error of the outputs with both weights, and what is between them, at their nearest levels."""
+    assert junction.seen is not None
+    h = with_weight(first, junction.seen, _nearest(junction.first, first))
+    bits = junction.second.activation_bits
+    if bits is not None:
+        low, high = torch.aminmax(h)
+        h = affine(float(low), float(high), bits).to(h.device).fake(h)
+    off = with_weight(second, junction.between(h), _nearest(junction.second, second)) - wanted
+    if centred:
+        axis = off.ndim - 1 - spatial_axes(second)
+        off = off - off.mean([i for i in range(off.ndim) if i != axis], keepdim=True)
+    return float(off.double().square().sum())
+
+
+def _nearest(leaf: QuantizedLeaf, module: nn.Module) -> Tensor:
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    return weight_grid(weight, leaf.weight_bits, leaf.axis, "max").fake(weight)
+
+
+def _matrices(first: nn.Module, second: nn.Module, h: Tensor) -> list[Tensor]:
     """Return what is tried: channels scaled to equal sizes, by several measures, and rotated."""
-    channels = pair.rows.shape[1]
-    wide = pair.second.permute(0, 2, 1, 3).flatten(2).flatten(0, 1)  # (C, outputs · K)
-    power, largest = pair.rows.square().mean(0).sqrt(), pair.rows.abs().amax(0)
+    values = h.movedim(-1 - spatial_axes(second), -1).flatten(0, -2).double()
+    channels = values.shape[1]
+    rows = rows_of(second, second.weight.double())  # type: ignore[arg-type]
+    wide = rows.reshape(*rows.shape[:2], channels // rows.shape[0], -1).transpose(1, 2).flatten(2).flatten(0, 1)
+    power, largest = values.square().mean(0).sqrt(), values.abs().amax(0)
     scales = [largest, (largest / _floor(wide.abs().amax(1))).sqrt(), (power / _floor(wide.norm(dim=1))).sqrt()]
     found = [(1 / _floor(scale)).reshape(channels, 1, 1) for scale in scales]
-    size = channels // blocks
+    blocks = math.lcm(rows_of(first, first.weight.detach()).shape[0], rows.shape[0])  # type: ignore[operator]
+    size = channels // blocks if channels % blocks == 0 else 1
     if size > 1:
-        balanced = torch.diag_embed(found[-1].reshape(blocks, size))
+        balanced = torch.diag_embed(found[-1].reshape(-1, size))
         found += [_rotation(size, seed).to(balanced) @ balanced for seed in range(_ROTATIONS)]
     return found
 

@@ -130,19 +130,15 @@ def calibrate(model: nn.Module, batches: Iterable[Batch], settings: QuantSetting
 def _equalise(model: nn.Module, examples: Sequence[Batch], settings: QuantSettings) -> None:
     """Balance the channels between the factors of each layer, each junction by itself."""
     places = junctions(model)
-    samples = {
-        place.second: Watch(len(examples), spatial_axes(place.second.module), seed) for seed, place in enumerate(places)
-    }
-    ends = dict.fromkeys(leaf for place in places for leaf in (place.first, place.second))
-    inputs = {leaf: Inputs(leaf.module, len(examples)) for leaf in ends}
-    watchers = [(leaf, samples[leaf].add) for leaf in samples]
-    _run(model, examples, [*watchers, *((leaf, inputs[leaf].add) for leaf in inputs)])
-    # From the last to the first: what is before a junction then still has the moments that were taken.
-    for place in reversed(places):
-        sample = samples[place.second]
-        if sample.seen and sample.finite:
-            moments = [inputs[leaf].moment() for leaf in (place.first, place.second)]
-            equalise(place, sample.rows(), moments, cut=settings.ranges != "minmax")
+    _run(model, examples[:1], [(place.first, place.see) for place in places])
+    for place in places:
+        if place.seen is not None and bool(place.seen.isfinite().all()):
+            equalise(place, centred=settings.rounding != "nearest")
+            # What the next one of the layer gets is scaled and mixed from now on.
+            after = next((other for other in places if other.first is place.second), None)
+            if after is not None:
+                after.seen = place.between(place.first.module(place.seen))
+            place.seen = None
 
 
 def _set(name: str, leaf: QuantizedLeaf, watch: Watch, moment: Tensor | None, settings: QuantSettings) -> None:
