@@ -41,6 +41,7 @@ SETTINGS: dict[str, Any] = {
     "executor": "inline",
 }
 PATIENCE = 300.0
+pytestmark = pytest.mark.xdist_group("s3")  # one server, and one sweep to compare with, for all
 ROOT = Path(__file__).resolve().parents[1]
 
 
