@@ -18,6 +18,7 @@ from typing import Any
 
 from autorank.config import SweepConfig
 from autorank.errors import SweepError, describe
+from autorank.usercode import code_files
 
 # Before the first import: ray reads these once.
 QUIET = {
@@ -41,10 +42,7 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0
 SETTINGS_FRAME = 4
 PATIENCE = 5.0
 CODE_LIMIT = 50 << 20
-FILE_LIMIT = 2 << 20
 FILES_LIMIT = 20_000
-FOLDERS_LEFT_OUT = ("__pycache__", "node_modules", "mlruns")
-FILES_LEFT_OUT = (".db", ".pyc", ".jpg", ".jpeg", ".png", ".webp")
 
 
 @dataclass(frozen=True)
@@ -271,10 +269,7 @@ def code_directory(names: tuple[str | None, ...], started_in: str) -> Path | Non
 
 
 def packed(root: Path, folder: Path) -> Path:
-    """Write the code below `root` into a zip file in `folder` and return its path.
-
-    Files up to 2 MiB, of any kind, since code may read tables of its own; neither hidden ones, nor virtual
-    environments, sweeps, databases and pictures.
+    """Write the code below `root` (see `code_files`) into a zip file in `folder` and return its path.
 
     Raises
     ------
@@ -284,26 +279,13 @@ def packed(root: Path, folder: Path) -> Path:
     target = folder / "code.zip"
     size = count = 0
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as archive:
-        for place, folders, files in os.walk(root):
-            here = Path(place)
-            folders[:] = sorted(name for name in folders if not _left_out(here / name))
-            for name in sorted(files):
-                path = here / name
-                if name.startswith(".") or name.endswith(FILES_LEFT_OUT) or not path.is_file():
-                    continue
-                if path.stat().st_size > FILE_LIMIT:
-                    continue
-                size, count = size + path.stat().st_size, count + 1
-                if size > CODE_LIMIT or count > FILES_LIMIT:
-                    raise SweepError(
-                        f"{root} holds too much to be sent to the nodes as the code of your model and data (more than "
-                        f"{CODE_LIMIT >> 20} MiB or {FILES_LIMIT:,} files); start the sweep in a directory that holds "
-                        "the code alone, or install it on the nodes as a package and start the sweep elsewhere"
-                    )
-                archive.write(path, path.relative_to(root))
+        for path in code_files(root):
+            size, count = size + path.stat().st_size, count + 1
+            if size > CODE_LIMIT or count > FILES_LIMIT:
+                raise SweepError(
+                    f"{root} holds too much to be sent to the nodes as the code of your model and data (more than "
+                    f"{CODE_LIMIT >> 20} MiB or {FILES_LIMIT:,} files); start the sweep in a directory that holds "
+                    "the code alone, or install it on the nodes as a package and start the sweep elsewhere"
+                )
+            archive.write(path, path.relative_to(root))
     return target
-
-
-def _left_out(folder: Path) -> bool:
-    hidden = folder.name.startswith(".") or folder.name in FOLDERS_LEFT_OUT or folder.is_symlink()
-    return hidden or any((folder / name).exists() for name in ("pyvenv.cfg", "journal.jsonl"))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from fnmatch import fnmatch
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +12,14 @@ import yaml
 
 from autorank.config import SweepConfig
 from autorank.errors import ConfigError
-from autorank.journal import FILE_NAME
 from autorank.privacy import lost, to_keep
+from autorank.usercode import code_files
 
 SETTINGS = "sweep.yaml"
 FILES = "files"
 """Directory of weights, space and data among what is uploaded."""
 MOST_BYTES = 200 * 2**20
 """Ray takes half a gigabyte packed, and sends it to every node."""
-
-_LEFT_OUT_FOLDERS = ("__pycache__", "node_modules", "mlruns", "mlartifacts", "build", "dist", "*.egg-info", FILES)
-_LEFT_OUT_FILES = (
-    *("*.pyc", "*.so", "*.o", "*.log", "*.db", "*.db-wal", "*.db-shm", "*.zip", "*.tar", "*.tar.*", "*.tgz", "*.whl"),
-    *("*.safetensors", "*.pt", "*.pth", "*.pt2", "*.ckpt", "*.onnx", "*.h5", "*.npz", "*.npy", "*.parquet", "*.pkl"),
-    *("*.pem", "*.key", "*.p12", "id_rsa*", "auth_token*", "kubeconfig*"),
-)
 
 
 def pack(
@@ -42,8 +34,7 @@ def pack(
     folder : Path
         Empty.
     code : Path
-        Where the modules of ``python:`` names lie; all files below it are taken but hidden ones, caches, environments,
-        sweeps, archives, keys and large kinds of data.
+        Where the modules of ``python:`` names lie; see `autorank.usercode.code_files` for what is taken.
     exclude : sequence of str
         More patterns to leave out, of names or of paths below `code`.
     paths_are_there : bool
@@ -116,38 +107,13 @@ def _lies_in(name: str, code: Path) -> bool:
 
 
 def _take_code(code: Path, folder: Path, exclude: Sequence[str], sizes: dict[str, int]) -> None:
-    found = list(_code_files(code, exclude))
+    found = list(code_files(code, (FILES, *exclude)))
     sizes.update({str(path): path.stat().st_size for path in found})
     _check(sizes)
     for path in found:
         target = folder / path.relative_to(code)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
-
-
-def _code_files(code: Path, exclude: Sequence[str]) -> Iterator[Path]:
-    root = code.resolve()
-    for place, folders, files in os.walk(code):
-        here = Path(place)
-
-        def wanted(name: str, patterns: Sequence[str], here: Path = here) -> bool:
-            below = str((here / name).relative_to(code))
-            return not name.startswith(".") and not any(
-                fnmatch(name, pattern) or fnmatch(below, pattern.rstrip("/")) for pattern in (*patterns, *exclude)
-            )
-
-        folders[:] = sorted(
-            name
-            for name in folders
-            if wanted(name, _LEFT_OUT_FOLDERS)
-            and not (here / name / "pyvenv.cfg").exists()
-            and not (here / name / FILE_NAME).exists()
-        )
-        for name in sorted(files):
-            path = here / name
-            # A link may lead to anything; what lies outside is not the user's code.
-            if wanted(name, _LEFT_OUT_FILES) and path.is_file() and path.resolve().is_relative_to(root):
-                yield path
 
 
 def _check(sizes: Mapping[str, int]) -> None:

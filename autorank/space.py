@@ -55,7 +55,7 @@ class LayerCandidates:
     ----------
     spec : LayerSpec
     candidates : tuple of Candidate
-        None of them without a saving in MACs or in parameters.
+        None of them without a saving in MACs, in parameters or in bits.
     dense_latency_ms : float or None
         Measured time of the dense layer.
     spectrum : Spectrum or None

@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import threading
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -302,18 +301,6 @@ def test_versions_that_differ_are_named() -> None:
         check_version_info({"ray_version": "2.1.0", "python_version": "3.8.1"}, "node 10.0.0.2")
     said = cluster._why(raised.value, "head:6379")
     assert "it runs Ray 2.1.0 on Python 3.8.1, and here is Ray" in said
-
-
-def test_code_is_packed_without_what_is_no_code(tmp_path: Path) -> None:
-    for name in (
-        "pkg/net.py", "pkg/table.json", ".git/x", "env/pyvenv.cfg", "env/lib.py", "sweeps/a/journal.jsonl",
-        "sweeps/a/w.py", "mlflow.db", "pkg/__pycache__/net.pyc", "photos/1.jpg",
-    ):  # fmt: skip
-        (tmp_path / "code" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "code" / name).write_text(name)
-    (tmp_path / "code" / "large.bin").write_bytes(bytes(cluster.FILE_LIMIT + 1))
-    with zipfile.ZipFile(cluster.packed(tmp_path / "code", tmp_path)) as archive:
-        assert set(archive.namelist()) == {"pkg/net.py", "pkg/table.json"}
 
 
 def test_too_much_code_is_refused_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,7 +44,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("config", "job", "schedule", "stopping", "progress"),
     ("fitestimate", "fitting", "errortable", "replay", "lossrise"),
     ("trial", "trialfiles"),
-    ("journal", "remotedir", "mirror", "remotewatch", "reuse", "following"),
+    ("journal", "usercode", "remotedir", "mirror", "remotewatch", "reuse", "following"),
     (
         "captions",
         "scene",
