@@ -8,6 +8,7 @@ mostly starts workers, each of which takes seconds to load what it needs.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +27,9 @@ MAX_FAILURES = 2
 
 MAX_STILLBORN = 3
 """How often all workers may die one after the other while they start; after that the search ends."""
+
+PATIENCE_S = 60.0
+"""Seconds without a single worker after which it is said that the trials wait."""
 
 IDLE_SHARE, IDLE_S = 0.02, (0.02, 1.0)
 """A worker without a job asks again after this share of a trial's time, within these seconds."""
@@ -82,6 +86,7 @@ class Seats:
         self._stillborn, self._most = 0, 0
         self._ended = False
         self._mean = 0.0
+        self._alone_since: float | None = None
         self.failure: Exception | None = None
 
     @property
@@ -117,10 +122,24 @@ class Seats:
         if self._stop.reason and not self._ended:
             self._end()
         now = time.monotonic()
+        self._tell_of_waiting(now)
         for seat in self._running():
             if self._timeout is not None and now - seat.begun > self._timeout and not seat.late:
                 seat.late = True
                 self._kill(seat.actor)
+
+    def _tell_of_waiting(self, now: float) -> None:
+        """Say once that no worker starts, when that has gone on for long; say so again after there was one."""
+        if not self._waiting or any(seat.actor is not None for seat in self._seats.values()):
+            self._alone_since = None
+        elif self._alone_since is None:
+            self._alone_since = now
+        elif now - self._alone_since > PATIENCE_S:
+            self._alone_since = math.inf
+            self._say(
+                f"note: no worker has started for {PATIENCE_S:g} s: the CPUs may be taken by others, or the cluster's "
+                "nodes gone; the trials wait until there is room"
+            )
 
     def sit(self, name: str) -> None:
         """Take a worker in that is about to start."""

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from autorank import seats
 from autorank.errors import SweepError
 from autorank.job import Job
 from autorank.seats import MAX_FAILURES, MAX_STILLBORN, Seats
@@ -190,3 +191,19 @@ def test_what_cannot_go_on_ends_the_search_and_is_kept(where: str) -> None:
             room.seats.result(name, {"trouble": "host: no module", "done": True})
     assert isinstance(room.seats.failure, SweepError if where == "trouble" else ZeroDivisionError)
     assert room.seats.over
+
+
+def test_it_is_said_once_that_no_worker_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(seats, "PATIENCE_S", -1.0)
+    room = Room(5)
+    (name,) = room.fill(1)
+    for _ in range(5):
+        room.seats.look()
+    assert [line.split(":")[1].strip() for line in room.said] == ["no worker has started for -1 s"]
+    room.seats.free(name, name)
+    room.seats.look()
+    assert len(room.said) == 1
+    room.seats.lost(name)
+    for _ in range(5):
+        room.seats.look()
+    assert [line.split()[1] for line in room.said] == ["no", "the", "no"]
