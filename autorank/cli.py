@@ -105,7 +105,7 @@ def search(
     objectives: Annotated[
         str | None,
         typer.Option(
-            help="Two or three of accuracy (the score), macs, params, bytes, latency (default accuracy,macs)."
+            help="Two or three of accuracy (the score), macs, params, bytes, bops, latency (default accuracy,macs)."
         ),
     ] = None,
     constraint: Annotated[
