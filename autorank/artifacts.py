@@ -28,6 +28,7 @@ from torch.utils import _pytree as pytree
 
 from autorank.comparing import Runner, tensors
 from autorank.errors import ExportError
+from autorank.quant.deploy import quantization_operations
 
 # Protocol buffers end at 2 GiB; beyond this the ONNX weights go into a second file beside it.
 ONNX_LIMIT = 1_900_000_000
@@ -114,6 +115,7 @@ def open_pt2(path: Path, batch: int | None) -> Runner:
     """
     if record := _pickled(path):
         raise ExportError(f"{path.name} holds {record}, which only unpickling could read")
+    quantization_operations()
     with quiet():
         module = torch.export.load(path).module()
     return _in_batches(lambda inputs: tensors(module(*inputs)), batch)
@@ -161,9 +163,18 @@ def write_onnx(
         if onnx is None:
             raise ExportError("torch.onnx.export gave nothing")
         onnx.model.metadata_props.update(metadata or {})
+        for node in onnx.model.graph:
+            node.metadata_props.clear()  # where in the model's code it comes from, often longer than the weights
         size = sum(t.numel() * t.element_size() for t in (*program.state_dict.values(), *program.constants.values()))
         onnx.save(path, external_data=size > ONNX_LIMIT)
     return int(onnx.model.opset_imports[""])
+
+
+def onnx_inputs(path: Path) -> list[str]:
+    """Return the names of an ONNX file's inputs."""
+    import onnx
+
+    return [value.name for value in onnx.load(path, load_external_data=False).graph.input]
 
 
 def open_onnx(path: Path, batch: int | None) -> Runner:

@@ -18,6 +18,8 @@ Runner = Callable[[tuple[Tensor, ...]], Any]
 
 OUTPUT = "largest output difference ÷ largest output"
 LABELS = "share of whole-number outputs that differ"
+SCORE = 1e-3
+"""By how much the score of a file may differ, as a share of the score, if nothing else is said."""
 BATCH = 256  # as evaluate: metrics that are no plain mean over examples depend on it
 
 
@@ -55,6 +57,8 @@ class Candidate:
     run : callable
     tolerance : float
         Largest output difference as a share of the largest output.
+    share : float
+        By how much its score may differ, as a share of the score.
     failure : Exception or None
         What it raised when it was run.
     """
@@ -62,6 +66,7 @@ class Candidate:
     file: str
     run: Runner
     tolerance: float
+    share: float = SCORE
     failure: Exception | None = None
     _worst: dict[int, float] = field(default_factory=dict)
     _labels: list[int] = field(default_factory=lambda: [0, 0])
@@ -127,9 +132,9 @@ def tensors(outputs: Any) -> list[Tensor]:
     return list(pytrees.tensors(outputs))
 
 
-def score_tolerance(score: float, dense_score: float, examples: int) -> float:
-    """Return by how much two scores of one model may differ: a thousandth, or what four examples weigh."""
-    return max(abs(score), abs(dense_score)) * max(1e-3, 4 / max(examples, 1))
+def score_tolerance(score: float, dense_score: float, examples: int, share: float = SCORE) -> float:
+    """Return by how much two scores of one model may differ: a share, or what four examples weigh."""
+    return max(abs(score), abs(dense_score)) * max(share, 4 / max(examples, 1))
 
 
 def _data(task: Task, examples: int) -> Iterable[tuple[tuple[Tensor, ...], Any, int]]:
@@ -199,5 +204,6 @@ def _checks(
         limit = max(1e-2, 2 / total)
         yield Check(candidate.file, LABELS, wrong / total, wrong / total <= limit, limit)
     if seen:
-        value, limit = abs(candidate._score - score) / seen, score_tolerance(score / seen, dense_score, seen)
+        value = abs(candidate._score - score) / seen
+        limit = score_tolerance(score / seen, dense_score, seen, candidate.share)
         yield Check(candidate.file, f"difference in {metric}", value, value <= limit, limit)

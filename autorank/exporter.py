@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from autorank import artifacts
+from autorank import artifacts, deployment
 from autorank import plan as plans
-from autorank.comparing import Candidate, Check, Runner, compare, score_tolerance
+from autorank.comparing import Candidate, Check, Comparison, Runner, compare, score_tolerance
 from autorank.copying import model_copy
 from autorank.errors import AutorankError, ExportError
 from autorank.exportdir import FILES, FORMATS, ONNX_DATA, PLAN, REPORT, RERUN
+from autorank.measure import batch_one
+from autorank.quant import leaves
+from autorank.quant.deploy import REGISTERING, deployable
 from autorank.report import render_report
 from autorank.rerun import described
 from autorank.tasks import Task
@@ -28,6 +33,7 @@ from autorank.weightfile import PLAN_ID, read_weights, write_weights
 # Rebuilt weights give the same numbers, a traced program the same kernels, another runtime the same mathematics.
 _TOLERANCES = {"safetensors": 1e-5, "pt2": 1e-4, "onnx": 1e-3}
 _HALF = 3e-2  # for models in 16-bit floating point
+_LEVELS = 5e-2  # for programs with bits: a value between two levels may fall on either
 
 
 class Exporter:
@@ -52,32 +58,27 @@ class Exporter:
         self.metadata = {PLAN_ID: point.record.plan_id, "autorank.sweep": header.sweep_id}
         self.notes: dict[str, str] = {}
         self.checks: list[Check] = []
+        self.latencies: tuple[deployment.Latency, ...] = ()
+        self.quantized = any(leaf.weight_on for leaf in leaves(self.model).values())
         self._traced: artifacts.Trace | Exception | None = None
 
     def write(self, folder: Path, examples: int, dense: DenseFigures | None) -> tuple[Check, ...]:
         """Write all files into `folder`; return the checks."""
         (folder / PLAN).write_text(json.dumps(self.point.record.plan.to_json(), indent=2) + "\n", encoding="utf-8")
-        candidates = []
+        candidates: list[Candidate] = []
+        self.examples = examples
         for name in self.formats:
             self.say(f"writing {FILES[name]}")
             try:
                 run = getattr(self, f"_{name}")(folder / FILES[name])
-                candidates.append(Candidate(FILES[name], run, self._tolerance(name)))
+                candidates.append(self._candidate(name, run))
             except OSError:
                 raise
             except Exception as error:
                 self._gave_up(folder, name, error)
         self.say(f"comparing {', '.join(c.file for c in candidates)} with the model")
-        reference = _runner(self.model if self.device == "cpu" else model_copy(self.model), self.device)
-        try:
-            with _full_precision(), torch.no_grad():
-                found = compare(reference, candidates, self.task, examples, self.header.dense.score)
-        except AutorankError:
-            raise
-        except Exception as error:
-            raise ExportError(
-                f"the model to export does not run on validation data: {artifacts.reason(error)}"
-            ) from error
+        reference = self._reference()
+        found = self._compare(reference, candidates, examples)
         for candidate in candidates:
             if candidate.failure is not None:
                 self._gave_up(folder, candidate.file.removeprefix("model."), candidate.failure)
@@ -89,6 +90,8 @@ class Exporter:
                     f"{check.file} does not behave as the model does: {check.what} is {check.value:.3g}, "
                     f"and at most {check.limit:.3g} is allowed; nothing was exported"
                 )
+        if self.quantized and (folder / FILES["onnx"]).exists():
+            self._time(folder)
         (folder / REPORT).write_text(self._report(folder, found.examples, dense), encoding="utf-8")
         written = [folder / name for name in (PLAN, *self.names(folder), REPORT)]
         again = described(
@@ -116,23 +119,59 @@ class Exporter:
     def _pt2(self, path: Path) -> Runner:
         traced = self._trace(path.name)
         artifacts.write_pt2(traced, path)
+        if self.quantized:
+            self.notes[path.name] = f"quantize and dequantize operations as PT2E writes them, from `{REGISTERING}`"
         return artifacts.open_pt2(path, traced.batch)
 
     def _onnx(self, path: Path) -> Runner:
         traced = self._trace(path.name)
         with torch.no_grad():
-            outputs = self.model(*traced.inputs)
-        opset = artifacts.write_onnx(traced, self.model, outputs, path, self.metadata)
+            outputs = self.program(*traced.inputs)
+        opset = artifacts.write_onnx(traced, self.program, outputs, path, self.metadata)
         beside = f"; weights in `{ONNX_DATA}`" if (path.parent / ONNX_DATA).exists() else ""
         self.notes[path.name] = f"opset {opset}{beside}"
-        return artifacts.open_onnx(path, traced.batch)
+        if not self.quantized or beside:
+            return artifacts.open_onnx(path, traced.batch)
+        self.say("completing model.onnx for whole-number kernels")
+        reference = self._reference()
+
+        def checked(candidate: Candidate) -> Sequence[Check]:
+            return self._compare(reference, [candidate], self.examples).checks.get(candidate.file, ())
+
+        note, run = deployment.make_whole(path, self.task, traced, checked)
+        self.notes[path.name] += f"; {note}"
+        return run
+
+    @cached_property
+    def program(self) -> nn.Module:
+        """The model as it is traced: with whole-number weights where it has bits."""
+        return deployable(self.model) if self.quantized else self.model
+
+    def _time(self, folder: Path) -> None:
+        """Time the whole-number file beside the dense model's in floating point."""
+        self.say("timing model.onnx beside the dense model")
+        shown = self.header.config.get("latency")
+        batch = shown.get("batch", 1) if isinstance(shown, Mapping) else 1
+        fixed = self._traced.batch if isinstance(self._traced, artifacts.Trace) else None
+        sizes = (1, batch) if fixed is None else (fixed,)
+        with tempfile.TemporaryDirectory() as scratch:
+            files = {"dense, floating point": Path(scratch) / "dense.onnx", FILES["onnx"]: folder / FILES["onnx"]}
+            try:
+                deployment.dense_onnx(self.task, files["dense, floating point"])
+                inputs = {
+                    size: batch_one(self.task.example_inputs, size) if size else self.task.example_inputs
+                    for size in sizes
+                }
+                self.latencies = deployment.latencies(files, inputs)
+            except Exception as error:  # the dense model may not be one for ONNX; what is exported is whole without it
+                self.notes[FILES["onnx"]] += f"; not timed: {artifacts.reason(error)}"
 
     def _trace(self, file: str) -> artifacts.Trace:
         """Trace once for both formats, and say so when the batch size had to be fixed."""
         if self._traced is None:
             self.say("tracing the model")
             try:
-                self._traced = artifacts.trace(self.model, self.task.example_inputs)
+                self._traced = artifacts.trace(self.program, self.task.example_inputs)
             except Exception as error:
                 self._traced = error
         if isinstance(self._traced, Exception):
@@ -142,9 +181,26 @@ class Exporter:
             self.checks.append(Check(file, f"{what}: {self._traced.note}", float(self._traced.batch), True))
         return self._traced
 
-    def _tolerance(self, name: str) -> float:
+    def _candidate(self, name: str, run: Runner) -> Candidate:
+        if self.quantized and name != "safetensors":
+            tolerance = deployment.TOLERANCE if name == "onnx" else _LEVELS
+            return Candidate(FILES[name], run, tolerance, share=deployment.SCORE)
         half = any(p.dtype in (torch.float16, torch.bfloat16) for p in self.model.parameters())
-        return _HALF if half else _TOLERANCES[name]
+        return Candidate(FILES[name], run, _HALF if half else _TOLERANCES[name])
+
+    def _reference(self) -> Runner:
+        return _runner(self.model if self.device == "cpu" else model_copy(self.model), self.device)
+
+    def _compare(self, reference: Runner, candidates: Sequence[Candidate], examples: int) -> Comparison:
+        try:
+            with _full_precision(), torch.no_grad():
+                return compare(reference, candidates, self.task, examples, self.header.dense.score)
+        except AutorankError:
+            raise
+        except Exception as error:
+            raise ExportError(
+                f"the model to export does not run on validation data: {artifacts.reason(error)}"
+            ) from error
 
     def _gave_up(self, folder: Path, name: str, error: Exception) -> None:
         """Take away what is there of a file that cannot be made, and report it or raise."""
@@ -200,6 +256,7 @@ class Exporter:
             input_names=artifacts.input_names(self.model, self.task.example_inputs),
             notes=self.notes,
             versions=_writers(),
+            latencies=self.latencies,
         )
 
 

@@ -48,7 +48,8 @@ def measure_front(
     Returns
     -------
     points : tuple of FrontPoint
-        Test score (None without test data), latency and its spread, layers slower than their dense originals.
+        Test score (None without test data), latency and its spread, layers slower than their dense originals. Without
+        latency where a plan has bits: that is measured on the whole-number file, at export.
     dense : DenseFigures
         Test score and latency of the dense model, measured beside them.
     """
@@ -76,6 +77,10 @@ def measure_front(
         for done, record in enumerate(fresh):
             reporter.step(what, done, len(fresh))
             model = runner.model(job_of(record, records))
+            if any(choice.bits for _, choice in record.plan.layers):
+                # Layers with bits only act as if, in floating point; their time is that of the exported file.
+                points[record.number] = FrontPoint(record, test_score(model), None, None, ())
+                continue
             timing = measure.time_module(model, inputs, threads, device=device)
             slower = _slower(record, times)
             points[record.number] = FrontPoint(record, test_score(model), timing.median_ms, timing.spread_ms, slower)
@@ -90,7 +95,7 @@ def _layer_times(
 ) -> dict[tuple[str, Choice | None], float]:
     """Time every layer of the front's plans alone, and its dense original."""
     specs = {spec.name: spec for spec in context.specs}
-    layers = [layer for record in front for layer in record.layers]
+    layers = [layer for record in front for layer in record.layers if not layer.choice.bits]
     pairs = dict.fromkeys((specs[layer.name], choice) for layer in layers for choice in (None, layer.choice))
     return measure.time_layers(pairs, threads, context.device, batch)
 

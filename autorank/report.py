@@ -10,10 +10,11 @@ from dataclasses import replace
 from typing import Any
 
 from autorank.comparing import Check
+from autorank.deployment import Latency
 from autorank.privacy import public, without_secrets
-from autorank.types import DenseFigures, FrontPoint, SweepHeader
+from autorank.types import DENSE, DenseFigures, FrontPoint, Plan, SweepHeader
 
-_RATIOS = {"macs": "MACs", "params": "Parameters", "bytes": "Bytes of the parameters"}
+_RATIOS = {"macs": "MACs", "params": "Parameters", "bytes": "Bytes of the parameters", "bops": "Bit operations"}
 
 
 def render_report(
@@ -27,6 +28,7 @@ def render_report(
     input_names: Sequence[str] = ("input",),
     notes: Mapping[str, str] | None = None,
     versions: Mapping[str, str] | None = None,
+    latencies: Sequence[Latency] = (),
 ) -> str:
     """Return the report of one exported point as Markdown.
 
@@ -47,6 +49,8 @@ def render_report(
         File name → what is particular about it (opset, batch size).
     versions : mapping of str to str, optional
         Libraries that wrote the files.
+    latencies : sequence of Latency
+        Of the ONNX file of a model with bits, and of the dense model's beside it.
 
     Returns
     -------
@@ -60,6 +64,7 @@ def render_report(
         _summary(header, point),
         "## Figures",
         *_figures(header, point, dense),
+        *_timed(latencies),
         "## Plan",
         *_plan(header, point),
         "## Loading it",
@@ -79,7 +84,10 @@ def _summary(header: SweepHeader, point: FrontPoint) -> str:
     if cost is not None:
         kept = cost.kept(header.dense_cost)
         text += f", with **{kept['macs_kept']:.1%} of the MACs** and **{kept['params_kept']:.1%} of the parameters**"
-    return text + f". Plan `{record.plan_id}`, {len(record.plan.layers)} layers decomposed."
+    decomposed = sum(choice.format != DENSE for _, choice in record.plan.layers)
+    bits = [choice.bits for _, choice in record.plan.layers if choice.bits]
+    quantized = f", {len(bits)} with bits ({', '.join(sorted(set(bits)))})" if bits else ""
+    return text + f". Plan `{record.plan_id}`, {decomposed} layers decomposed{quantized}."
 
 
 def _figures(header: SweepHeader, point: FrontPoint, dense: DenseFigures | None) -> list[str]:
@@ -101,8 +109,13 @@ def _figures(header: SweepHeader, point: FrontPoint, dense: DenseFigures | None)
         kept = record.cost.kept(header.dense_cost)
         for name, label in _RATIOS.items():
             before, after = getattr(header.dense_cost, name), getattr(record.cost, name)
+            if before is None or after is None or (name == "bops" and not _has_bits(record.plan)):
+                continue
             rows.append([label, f"{before:,}", f"{after:,}", f"{kept[f'{name}_kept']:.1%} kept"])
-    rows.append(_latency(header, point, dense))
+    if _has_bits(record.plan):
+        rows.append(["Latency in PyTorch", "", "not measured: there the layers with bits only act as if", ""])
+    else:
+        rows.append(_latency(header, point, dense))
     lines = [_table(["", "dense", "compressed", "change"], rows)]
     if dense is not None and point.latency_ms is not None:
         lines.append(
@@ -116,6 +129,20 @@ def _figures(header: SweepHeader, point: FrontPoint, dense: DenseFigures | None)
         "MACs are multiply-accumulates for one example. The test split was read once, at the end of the sweep."
     )
     return lines
+
+
+def _has_bits(plan: Plan) -> bool:
+    return any(choice.weight_bits is not None for _, choice in plan.layers)
+
+
+def _timed(latencies: Sequence[Latency]) -> list[str]:
+    if not latencies:
+        return []
+    rows = [[each.file, str(each.batch), _milliseconds(each.median_ms, each.spread_ms)] for each in latencies]
+    return [
+        "In ONNX Runtime, measured at export: median ± interquartile range on the CPU, one thread, in turns.",
+        _table(["file", "batch", "latency"], rows),
+    ]
 
 
 def _scores(label: str, before: float | None, after: float | None, direction: str) -> list[str]:
@@ -157,9 +184,8 @@ def _plan(header: SweepHeader, point: FrontPoint) -> list[str]:
         choice, result = choices[name], results.get(name)
         options = ", ".join(f"{key} {value}" for key, value in choice.options)
         shape = shapes.get(name, {}).get("weight_shape")
-        bits = f", {choice.weight_bits} bits" if choice.weight_bits else ""
-        row = [f"`{_text(name)}`", "×".join(map(str, shape)) if shape else "?", choice.format + bits]
-        row += ["×".join(map(str, choice.rank)), options or "–"]
+        row = [f"`{_text(name)}`", "×".join(map(str, shape)) if shape else "?", choice.called]
+        row += ["×".join(map(str, choice.rank)) or "–", options or "–"]
         if result is None:
             row += [""] * (7 if timed else 5)
         else:

@@ -17,6 +17,7 @@ from autorank.evaluate import evaluate
 from autorank.export import ExportResult, export
 from autorank.measure import count
 from autorank.profiling import profile
+from autorank.quant import calibrate
 from autorank.tasks import CustomTask, Task
 from autorank.types import Choice, Constraint, Fidelity, FrontPoint, Objective, Plan, SweepHeader, TrialRecord
 from tests import models
@@ -80,6 +81,7 @@ def of_task(task: Task, choices: dict[str, Choice], inputs: tuple[Tensor, ...]) 
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator).to(parameter.dtype))
+    calibrate(model, [inputs])
     score = evaluate(model, task, "validation").score
     cost, _ = count(model, task.example_inputs)
     record = TrialRecord(

@@ -1,0 +1,149 @@
+"""What an export does more for a model with bits: a file that whole-number kernels run, and its time beside others."""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from autorank import artifacts
+from autorank.comparing import Candidate, Check
+from autorank.quant.onnx_int8 import kernels, make_integer, session
+from autorank.tasks import Task
+
+CALIBRATION = 256
+"""Training examples for the ranges of sums and outputs."""
+
+TOLERANCE = 0.25
+"""Of the outputs: single ones may move by many levels, where those of layers before them were close to two levels."""
+
+SCORE = 2e-3
+"""Of the score, as a share of it: two tenths of a point of 100."""
+
+_SECONDS, _ROUNDS = 2.0, 200
+
+
+@dataclass(frozen=True)
+class Latency:
+    """The time of a file in ONNX Runtime: median and interquartile range, in milliseconds."""
+
+    file: str
+    batch: int
+    median_ms: float
+    spread_ms: float
+
+
+def make_whole(
+    path: Path, task: Task, traced: artifacts.Trace, checked: Callable[[Candidate], Sequence[Check]]
+) -> tuple[str, artifacts.Runner]:
+    """Complete an ONNX file with quantize and dequantize nodes, in place, as far as it scores as the model does here.
+
+    Weights are tried as int8, then as uint8, which is exact on every processor; where neither holds, the file stays as
+    it was traced, with sums in floating point.
+
+    Parameters
+    ----------
+    path : Path
+    task : Task
+    traced : Trace
+    checked : callable
+        Compares a file that was opened with the model.
+
+    Returns
+    -------
+    note : str
+    run : Runner
+        The file, opened.
+    """
+    names, trial, why = [], path.with_name(f".{path.name}.trial"), ""
+    names = artifacts.onnx_inputs(path)
+    feeds = [{name: x.numpy() for name, x in zip(names, inputs, strict=True)} for inputs in _inputs(task, traced)]
+    try:
+        for unsigned in (False, True):
+            shutil.copyfile(path, trial)
+            try:
+                make_integer(trial, feeds, unsigned)
+                candidate = Candidate(path.name, artifacts.open_onnx(trial, traced.batch), TOLERANCE, share=SCORE)
+                failed = [check for check in checked(candidate) if not check.passed]
+                if candidate.failure is not None:
+                    raise candidate.failure
+            except Exception as error:  # what ONNX Runtime refuses is left as it was traced
+                why = artifacts.reason(error)
+                continue
+            if failed:
+                why = f"{failed[0].what} is {failed[0].value:.3g}, and {failed[0].limit:.3g} is allowed"
+                continue
+            trial.replace(path)
+            return _note(path, unsigned), artifacts.open_onnx(path, traced.batch)
+    finally:
+        trial.unlink(missing_ok=True)
+    note = f"sums and outputs between layers in floating point, as whole numbers do not hold there: {why}"
+    return note, artifacts.open_onnx(path, traced.batch)
+
+
+def _note(path: Path, unsigned: bool) -> str:
+    whole, products = kernels(path)
+    kind = "uint8 (as int8 they do not hold on this processor)" if unsigned else "int8"
+    return f"ONNX Runtime runs {whole} of {products} products with whole numbers here; weights as {kind}"
+
+
+def _inputs(task: Task, traced: artifacts.Trace) -> Iterator[tuple[Tensor, ...]]:
+    """Yield inputs of the sizes that the trace takes."""
+    if traced.batch == 0:
+        yield traced.inputs
+        return
+    size = traced.batch or 64
+    taken = [batch.inputs for batch in task.calibration_batches(CALIBRATION, size) if len(batch) == size]
+    yield from taken or [traced.inputs]
+
+
+def dense_onnx(task: Task, path: Path) -> None:
+    """Write the dense model, in floating point, to be timed beside the other file."""
+    model = task.model().cpu().eval()
+    traced = artifacts.trace(model, task.example_inputs)
+    with torch.no_grad():
+        artifacts.write_onnx(traced, model, model(*traced.inputs), path)
+
+
+def latencies(
+    files: Mapping[str, Path], inputs: Mapping[int, tuple[Tensor, ...]], seconds: float = _SECONDS
+) -> tuple[Latency, ...]:
+    """Time files in ONNX Runtime on one thread, one after the other again and again, so that all meet the same machine.
+
+    Parameters
+    ----------
+    files : mapping of str to Path
+        By what they are called.
+    inputs : mapping
+        Batch size → inputs.
+    seconds : float
+        For each batch size.
+    """
+    sessions = {name: session(path) for name, path in files.items()}
+    found = []
+    for batch, tensors in inputs.items():
+        values = [x.detach().cpu().contiguous().numpy() for x in tensors]
+        feeds = {
+            name: dict(zip([item.name for item in run.get_inputs()], values, strict=True))
+            for name, run in sessions.items()
+        }
+        times: dict[str, list[float]] = {name: [] for name in sessions}
+        for name, run in sessions.items():
+            run.run(None, feeds[name])
+        end, rounds = time.perf_counter() + seconds, 0
+        while rounds < 5 or (rounds < _ROUNDS and time.perf_counter() < end):
+            for name, run in sessions.items():
+                begun = time.perf_counter()
+                run.run(None, feeds[name])
+                times[name].append((time.perf_counter() - begun) * 1e3)
+            rounds += 1
+        for name, taken in times.items():
+            low, middle, high = statistics.quantiles(taken, n=4)
+            found.append(Latency(name, batch, middle, high - low))
+    return tuple(found)
