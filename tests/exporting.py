@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,17 @@ from autorank.measure import count
 from autorank.profiling import profile
 from autorank.quant import calibrate
 from autorank.tasks import CustomTask, Task
-from autorank.types import Choice, Constraint, Fidelity, FrontPoint, Objective, Plan, SweepHeader, TrialRecord
+from autorank.types import (
+    Choice,
+    Constraint,
+    Fidelity,
+    FrontPoint,
+    Objective,
+    Plan,
+    SweepHeader,
+    TrialRecord,
+    bit_operations,
+)
 from tests import models
 
 
@@ -84,6 +94,10 @@ def of_task(task: Task, choices: dict[str, Choice], inputs: tuple[Tensor, ...]) 
     calibrate(model, [inputs])
     score = evaluate(model, task, "validation").score
     cost, _ = count(model, task.example_inputs)
+    dense_cost = seen.dense
+    if any(choice.bits for choice in choices.values()):
+        cost = replace(cost, bops=bit_operations(cost.macs, 8, 8))
+        dense_cost = replace(dense_cost, bops=bit_operations(dense_cost.macs, None, None))
     record = TrialRecord(
         number=7,
         plan=plan,
@@ -92,7 +106,7 @@ def of_task(task: Task, choices: dict[str, Choice], inputs: tuple[Tensor, ...]) 
         score=score,
         score_before=score / 2,
         cost=cost,
-        kept=cost.kept(seen.dense),
+        kept=cost.kept(dense_cost),
         layers=layers,
         seconds={"fit": 0.5, "tune": 2.25},
         versions={"torch": torch.__version__},
@@ -106,7 +120,7 @@ def of_task(task: Task, choices: dict[str, Choice], inputs: tuple[Tensor, ...]) 
         objectives=(Objective("score", task.direction), Objective("macs_kept", "min")),
         constraints=(Constraint("macs_kept", "<=", 0.9),),
         dense=evaluate(task.model(), task, "validation"),
-        dense_cost=seen.dense,
+        dense_cost=dense_cost,
         layers=tuple(
             {
                 "name": spec.name,
