@@ -11,6 +11,9 @@ import numpy as np
 _MULTIPLY = ("Conv", "Gemm", "MatMul")
 _TOGETHER = ("Add", "Mul", "Concat")
 _KEEP = ("Slice", "Pad", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "MaxPool", "Split")
+NARROW, WIDEST = 16, 128 * 128
+"""Groups with fewer channels than the former are made one convolution, up to the latter of inputs times outputs."""
+
 EVEN = 8
 """Channels between two convolutions are filled up to a multiple of this: 7 took twice the time of 8 in a session."""
 
@@ -167,6 +170,25 @@ class Graph:
             self.nodes[place:place] = pair
             self.grids[name] = self.grids[form] = (scale, zero_point)
         self._read()
+
+    def ungroup(self) -> None:
+        """Make narrow groups one convolution with zeros between them: their kernels took up to ten times the time."""
+        for node in self.nodes:
+            groups = _groups(node)
+            weight = self.maker.get(node.input[1]) if node.op_type == "Conv" and groups > 1 else None
+            if weight is None or weight.op_type != "DequantizeLinear" or node.input[0] not in self.grids:
+                continue
+            levels = self.values[weight.input[0]]
+            out, into = levels.shape[0] // groups, levels.shape[1]
+            if max(out, into) == 1 or min(out, into) >= NARROW or groups * groups * out * into > WIDEST:
+                continue
+            whole = np.zeros((groups * out, groups * into, *levels.shape[2:]), levels.dtype)
+            for group in range(groups):
+                rows = slice(group * out, (group + 1) * out)
+                whole[rows, group * into : (group + 1) * into] = levels[rows]
+            weight.input[0] = f"{weight.output[0]}_whole"
+            self.values[weight.input[0]] = whole
+            next(item for item in node.attribute if item.name == "group").i = 1
 
     def pad(self) -> None:
         """Fill up the channels between two convolutions with zeros, as odd numbers of them have slow kernels."""

@@ -45,6 +45,7 @@ def make_integer(
     graph = Graph(onnx.load(path))
     graph.share()
     graph.between(_watched(path, graph.wanted(), list(feeds), settings or QuantSettings()))
+    graph.ungroup()
     graph.pad()
     graph.round_biases()
     if unsigned:
