@@ -289,7 +289,10 @@ def test_constraint(text, expected):
         ("macs<=0", "above 0"),
         ("macs<=nan", "finite"),
         ("macs<=half", "'half' is not a number"),
-        ("flops<=0.5", "unknown name 'flops'; did you mean macs. one of them is two FLOPs; allowed are score, accuracy, macs"),
+        (
+            "flops<=0.5",
+            "unknown name 'flops'; did you mean macs. one of them is two FLOPs; allowed are score, accuracy, macs",
+        ),
         ("macs", "write it as name<=number"),
         ("<=0.5", "write it as name<=number"),
         ("", "write it as"),
