@@ -26,7 +26,7 @@ def compress(
     *,
     calibration: Iterable[torch.Tensor | tuple[torch.Tensor, ...]] | None = None,
     loss: Callable[[Any], torch.Tensor] | None = None,
-    quantization: QuantSettings | None = None,
+    quantization: QuantSettings | Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """Return a copy of the model in which the plan's layers are decomposed; the model itself is not changed.
 
@@ -47,7 +47,7 @@ def compress(
             generator = torch.Generator().manual_seed(0)
             compress(model, plan, calibration=batches, loss=lambda logits: fisher_loss(logits, generator))
 
-    quantization : QuantSettings, optional
+    quantization : QuantSettings or mapping, optional
         How layers with bits are calibrated.
 
     Returns
@@ -66,7 +66,7 @@ def compress(
     if not isinstance(model, nn.Module):
         raise ModelError(f"compress takes a torch.nn.Module or a function that makes one, not {type(model).__name__}")
     check(model, plan)
-    stats = None
+    stats: Mapping[str, whitening.LayerStats] | None = None
     outputs = [name for name, choice in plan.layers if choice.whitens("output")]
     whitened = [name for name, choice in plan.layers if choice.whitens("input") or name in outputs]
     if loss is not None and not callable(loss):
@@ -77,28 +77,37 @@ def compress(
             f"the output of layer {outputs[0]!r} is whitened, so the plan needs gradients of the loss: "
             "give loss=, a function from the model's outputs to the sum of the examples' losses"
         )
-    batches = []
-    if whitened:
-        batches = _batches(
-            calibration, f"layer {whitened[0]!r} is whitened, so the plan needs statistics of its inputs"
+    batches: list[tuple[torch.Tensor, ...]] = []
+    if whitened or quantized is not None:
+        why = (
+            f"layer {whitened[0]!r} is whitened, so the plan needs statistics of its inputs"
+            if whitened
+            else f"layer {quantized!r} has bits, so the plan needs the ranges of its inputs"
         )
+        batches = _batches(calibration, why)
         try:
-            specs = [spec for spec in profile(model, batches[0]).layers if spec.name in whitened]
+            known = profile(model, batches[0]).layers
         except ModelError as error:
             raise PlanError(
                 f"calibration must give batches of model inputs, a tensor or a tuple of them (no labels): {error}"
             ) from None
+        called = {spec.name for spec in known}
+        if unused := next((name for name in plan.choices if name not in called), None):
+            raise PlanError(
+                f"layer {unused!r} cannot be in the plan: on these inputs it is never called, or used in other ways than "
+                "called, so nothing that takes its place would be run"
+            )
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        stats = whitening.collect(model, specs, batches, str(device))
-        if outputs and loss is not None:
+        specs = [spec for spec in known if spec.name in whitened]
+        stats = whitening.collect(model, specs, batches, str(device)) if whitened else None
+        if outputs and loss is not None and stats is not None:
             chosen = [spec for spec in specs if spec.name in outputs]
             gradients = collect_gradients(model, chosen, [(batch, loss) for batch in batches], device)
             stats = {name: replace(each, gradient=gradients.get(name)) for name, each in stats.items()}
-    elif quantized is not None:
-        batches = _batches(calibration, f"layer {quantized!r} has bits, so the plan needs the ranges of its inputs")
     compressed, _ = apply(model, plan, stats=stats)
     if quantized is not None:
-        calibrate(compressed, batches, quantization)
+        settings = QuantSettings.from_mapping(quantization) if isinstance(quantization, Mapping) else quantization
+        calibrate(compressed, batches, settings)
     return compressed
 
 
@@ -116,6 +125,10 @@ def _batches(
     batches = [batch if isinstance(batch, tuple) else (batch,) for batch in given]
     if not batches:
         raise PlanError("calibration has no batch; give at least one batch of model inputs")
+    for batch in batches:
+        for x in batch:
+            if not isinstance(x, torch.Tensor):
+                raise PlanError(f"calibration must give tensors, or tuples of them (no labels), not {type(x).__name__}")
     return batches
 
 

@@ -26,7 +26,7 @@ _KINDS: tuple[tuple[type[nn.Module], Kind], ...] = (
 )
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _METHODS = ("forward", "_conv_forward", "__call__")
-_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 _INTERNAL = frozenset(vars(nn.Module()))
 
 
@@ -58,7 +58,7 @@ def spec_of(name: str, module: nn.Module) -> LayerSpec | LeftAlone:
         LeftAlone with the reason when the module is no convolution or linear layer, or one that a plain layer with
         another weight could not stand in for.
     """
-    reason = _refusal(module)
+    reason = refusal(module)
     if reason is not None:
         return LeftAlone(name, type(module).__name__, reason, _own_params(module))
     found = kind_of(module)
@@ -121,7 +121,7 @@ def substitute(model: nn.Module, changes: Mapping[nn.Module, nn.Module]) -> nn.M
     return changes.get(model, model)
 
 
-def _refusal(module: nn.Module) -> str | None:
+def refusal(module: nn.Module) -> str | None:
     """Return why a module cannot be replaced by a decomposed layer, as far as the module alone shows it."""
     found = kind_of(module)
     if found is None:
@@ -155,7 +155,7 @@ def _refusal(module: nn.Module) -> str | None:
         )
     if weight.is_meta:
         return "its weight is on the meta device, so it has no values"
-    if any(vars(module).get(name) for name in _HOOKS):
+    if any(vars(module).get(name) for name in HOOKS):
         return "it has hooks, which would be lost with the layer; remove them first"
     return None
 

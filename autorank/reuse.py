@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from autorank.errors import SweepError
 from autorank.journal import read
 from autorank.remotedir import opened
-from autorank.types import SweepHeader, TrialRecord
+from autorank.types import SweepHeader, TrialRecord, model_bops
 
 SAME = ("recovery", "quantization", "seed", "validation", "calibration", "threads")
 """Settings on which the outcome of a trial depends besides its plan."""
@@ -49,4 +50,13 @@ def borrowed(directory: Path | str, header: SweepHeader) -> tuple[TrialRecord, .
         c.name == "latency_kept" for c in header.constraints
     ):
         raise SweepError("reuse: latencies are measured anew in every sweep, so trials cannot be reused for them")
-    return tuple(record for record in contents.records if record.status == "complete")
+    return tuple(_with_bops(record, header) for record in contents.records if record.status == "complete")
+
+
+def _with_bops(record: TrialRecord, header: SweepHeader) -> TrialRecord:
+    """Return a record with bit operations, which the earlier sweep may not have counted, where this one does."""
+    if record.cost is None or header.dense_cost.bops is None:
+        return record
+    bops = model_bops(header.dense_cost.macs, record.layers)
+    kept = {**record.kept, "bops_kept": bops / header.dense_cost.bops}
+    return replace(record, cost=replace(record.cost, bops=bops), kept=kept)

@@ -154,7 +154,7 @@ class Seats:
         self.look()
         job = self._waiting.pop(0) if self._waiting else self._ask()
         if isinstance(job, Job):
-            seat.job, seat.begun = job, time.monotonic()
+            seat.job, seat.begun, seat.late = job, time.monotonic(), False
             return {"job": job.to_json()}
         if job is None:
             del self._seats[name]
@@ -177,11 +177,16 @@ class Seats:
             self.fail(SweepError(f"a worker cannot run the task; what finished is saved. On {result['trouble']}"))
         if "record" not in result or job is None:
             return
-        for text in json.loads(result.get("notes", "[]")):
-            tell(text)
         taken = time.monotonic() - seat.begun
         self._mean = taken if not self._mean else 0.9 * self._mean + 0.1 * taken
-        self._take(TrialRecord.from_json(json.loads(result["record"])))
+        try:
+            for text in json.loads(result.get("notes", "[]")):
+                tell(text)
+            record = TrialRecord.from_json(json.loads(result["record"]))
+        except Exception as error:
+            self.fail(error)
+            return
+        self._take(record)
 
     def _take(self, record: TrialRecord) -> None:
         try:

@@ -37,6 +37,10 @@ __all__ = [
 ]
 
 
+WIDTHS = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+"""Bytes of a number."""
+
+
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """One way to write one layer, its cost in closed form, and its measured time and errors where there are any."""
@@ -143,7 +147,8 @@ class SearchSpace:
         for layer, candidate in chosen:
             macs += candidate.cost.macs - layer.spec.macs
             params += candidate.cost.params - layer.spec.params
-            size += self.bytes_of(candidate.cost) - self._width * layer.spec.params
+            width = WIDTHS.get(layer.spec.dtype, self._width)
+            size += self.bytes_of(candidate.cost, width) - width * layer.spec.params
             if bops is not None:
                 bops += bops_of(candidate.cost) - bit_operations(layer.spec.macs, None, None)
             if pairs is not None:
@@ -163,9 +168,9 @@ class SearchSpace:
         """Whether some candidate has bits."""
         return any(c.choice.weight_bits is not None for layer in self.layers for c in layer.candidates)
 
-    def bytes_of(self, cost: LayerCost) -> int:
-        """Return the bytes of a layer; without bits they follow the parameters."""
-        return self._width * cost.params if cost.bytes is None else cost.bytes
+    def bytes_of(self, cost: LayerCost, width: int | None = None) -> int:
+        """Return the bytes of a layer; without bits they follow the parameters, of `width` bytes each."""
+        return (width or self._width) * cost.params if cost.bytes is None else cost.bytes
 
     @cached_property
     def _width(self) -> int:

@@ -44,7 +44,7 @@ from autorank.types import (
     LayerSpec,
     Plan,
     TrialRecord,
-    bit_operations,
+    model_bops,
 )
 
 Curve = tuple[tuple[int, float], ...]
@@ -195,7 +195,7 @@ class TrialRunner:
             network = model_copy(origin)
             copies = decomposed_kernels(network, job.plan, specs=context.specs, stats=self._statistics())
         with clock("tune"):
-            recovery = replace(context.recovery, steps=job.fidelity.steps)
+            recovery = replace(context.recovery, steps=job.fidelity.steps - self._last_steps(job))
             curve = train_with_pull(
                 network, copies, context.task, recovery, job.pull, context.seed, context.device, self._teach()
             )
@@ -249,15 +249,15 @@ class TrialRunner:
         if job.gate is not None and (reason := job.gate.hopeless(best.score, kept)):
             return replace(base, reason=reason)
         reason = ""
-        quantized = bool(leaves(model))
-        last = round(context.quantization.qat * job.fidelity.steps) if quantized else 0
+        quantized, last = bool(leaves(model)), self._last_steps(job)
         if job.fidelity.steps > last and not job.pull:
             model, best, curve, reason = self._fine_tune(
                 model, best, context.recovery, job.fidelity.steps - last, clock
             )
         if quantized:
-            model, best, more, reason = self._quantize(model, job.fidelity, last, clock)
+            model, best, more, said = self._quantize(model, job.fidelity, last, clock)
             curve += tuple((job.fidelity.steps - last + step, loss) for step, loss in more)
+            reason = "; ".join(filter(None, (reason, said)))
         with clock("other"):
             if job.fidelity.steps or not job.probe:  # what cost next to nothing is made again where it is needed
                 save_weights(model, weights_file(context.directory, job))
@@ -327,10 +327,7 @@ class TrialRunner:
                         "the model's forward pass seems to depend on its weights or on chance"
                     )
         if dense.bops is not None:
-            bops = bit_operations(dense.macs - sum(layer.macs_dense for layer in layers), None, None) + sum(
-                bit_operations(layer.macs, layer.choice.weight_bits, layer.choice.activation_bits) for layer in layers
-            )
-            cost = replace(cost, bops=bops)
+            cost = replace(cost, bops=model_bops(dense.macs, layers))
         if not context.latencies:
             return cost, layers
         table = context.latencies
@@ -363,6 +360,11 @@ class TrialRunner:
         if context.recovery.batch_norm == "always" or after.loss < before.loss:
             return other, after
         return model, before
+
+    def _last_steps(self, job: Job) -> int:
+        """Return how many of a trial's steps are taken with quantization."""
+        quantized = any(choice.weight_bits is not None for _, choice in job.plan.layers)
+        return round(self.context.quantization.qat * job.fidelity.steps) if quantized else 0
 
     def _quantize(
         self, model: nn.Module, fidelity: Fidelity, steps: int, clock: Clock

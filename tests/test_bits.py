@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -291,3 +292,108 @@ def test_compress_calibrates_what_has_bits(tiny: Any) -> None:
     in_float = autorank.compress(model, {"layers": {"conv2": {"format": "tucker2", "rank": [12, 9]}}})
     change = (quantized(inputs) - in_float(inputs)).norm() / in_float(inputs).norm()
     assert 0 < change < 0.05
+
+
+@pytest.mark.parametrize(
+    ("calibration", "said"),
+    [
+        ([[torch.zeros(2, 3, 8, 8), torch.zeros(2)]], "must give tensors, or tuples of them"),
+        ([(torch.zeros(2, 3, 8, 8), torch.zeros(2))], "must give batches of model inputs"),
+        ([torch.zeros(2, 5, 8, 8)], "must give batches of model inputs"),
+        ([], "has no batch"),
+        (7, "must be an iterable of batches"),
+    ],
+    ids=["lists", "labels", "another shape", "nothing", "a number"],
+)
+def test_calibration_that_does_not_fit_is_told_in_a_line(tiny: Any, calibration: Any, said: str) -> None:
+    plan = {"layers": {"conv1": {"format": DENSE, "rank": [], "weight_bits": 8, "activation_bits": 8}}}
+    with pytest.raises(AutorankError) as error:
+        autorank.compress(tiny[0], plan, calibration=calibration)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_calibration_data_that_is_not_finite_is_refused_wherever_it_stands(tiny: Any) -> None:
+    model, inputs = tiny
+    plan = {"layers": {"conv1": {"format": DENSE, "rank": [], "weight_bits": 8, "activation_bits": 8}}}
+    for batches in ([inputs * math.nan, inputs], [inputs, inputs * math.nan]):
+        with pytest.raises(AutorankError, match="not finite"):
+            autorank.compress(model, plan, calibration=batches, quantization={"calibration": 32})
+
+
+def test_a_layer_that_is_never_called_cannot_have_bits() -> None:
+    class Reads(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.f = torch.nn.Linear(8, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.linear(x, self.f.weight)
+
+    plan = {"layers": {"f": {"format": DENSE, "rank": [], "weight_bits": 8, "activation_bits": 8}}}
+    with pytest.raises(AutorankError, match="'f'"):
+        autorank.compress(Reads(), plan, calibration=[torch.randn(4, 8)])
+
+
+def test_calibration_leaves_the_data_alone() -> None:
+    class InPlace(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.f = torch.nn.Linear(8, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x -= 3.0
+            return self.f(x)
+
+    x = torch.randn(16, 8)
+    before = x.clone()
+    plan = {"layers": {"f": {"format": DENSE, "rank": [], "weight_bits": 8, "activation_bits": 8}}}
+    model = autorank.compress(InPlace(), plan, calibration=[x])
+    assert torch.equal(x, before)
+    grid = leaves(model)["f"].input_grid
+    assert grid is not None
+    lowest = float(grid.scale) * (0 - int(grid.zero_point))
+    assert lowest == pytest.approx(float((x - 3.0).min()), rel=0.3)
+
+
+def test_a_sweep_without_bits_is_reused_with_bit_operations(tmp_path: Path) -> None:
+    given = settings(tmp_path / "first", objectives="accuracy,macs")
+    given["space"]["defaults"].pop("weight_bits")
+    first = autorank.search(task(), **given)
+    assert all("bops_kept" not in record.kept for record in first.records)
+    more = settings(tmp_path / "second", reuse=str(tmp_path / "first"), trials=8)
+    more["space"]["defaults"]["weight_bits"] = ["none", 8]
+    second = autorank.search(task(), **more)
+    assert all("bops_kept" in record.kept for record in second.records if record.status == "complete")
+
+
+def test_pulled_trials_take_the_steps_of_their_fidelity(tmp_path: Path) -> None:
+    strategy = {"name": "learned-rank", "options": {"points": 1, "iterations": 1, "steps": 1.0}}
+    result = autorank.search(task(), **settings(tmp_path, strategy=strategy, trials=3))
+    pulled = [record for record in result.records if record.pull and record.curve]
+    assert pulled
+    for record in pulled:
+        steps = [step for step, _ in record.curve]
+        assert steps == sorted(set(steps))
+        assert steps[-1] < record.fidelity.steps
+
+
+def test_bytes_of_a_model_of_two_number_types() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(24, 16), Halved(torch.nn.Linear(16, 24).to(torch.bfloat16))).eval()
+    inputs = torch.randn(2, 24)
+    space = space_of(model, inputs, ["channel_svd"], weight_bits=["none", 8], activation_bits=[8])
+    for layer in space.layers:
+        for candidate in layer.candidates:
+            plan = Plan.of({layer.spec.name: candidate.choice})
+            assert space.cost(plan).bytes == count(apply(model, plan)[0], (inputs,))[0].bytes
+
+
+class Halved(torch.nn.Module):
+    """Runs a module of 16 bits in a network of 32."""
+
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x.to(torch.bfloat16)).float()

@@ -207,3 +207,16 @@ def test_it_is_said_once_that_no_worker_starts(monkeypatch: pytest.MonkeyPatch) 
     for _ in range(5):
         room.seats.look()
     assert [line.split()[1] for line in room.said] == ["no", "the", "no"]
+
+
+def test_a_late_result_does_not_make_the_next_trial_late() -> None:
+    """Its worker was killed when the result was on its way already."""
+    room = Room(2, timeout=-1.0)
+    (name,) = room.fill(1)
+    room.seats.free(name, "actor")
+    room.seats.look()
+    room.finish(name, 0)
+    assert number_of(room.seats.free(name, "actor")) == 1
+    room.seats.lost(name)
+    assert [record.status for record in room.taken] == ["complete"]
+    assert room.seats.wanted()

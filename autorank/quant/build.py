@@ -166,13 +166,13 @@ def _set(name: str, leaf: QuantizedLeaf, watch: Watch, moment: Tensor | None, se
 
 
 def _taken(batches: Iterable[Batch], count: int, device: torch.device) -> list[Batch]:
-    """Return the first `count` examples, on a device."""
+    """Return the batches with the first `count` examples, on a device."""
     found: list[Batch] = []
     left = count
     for inputs in batches:
         size = next((len(x) for x in inputs if x.ndim), 1)
         if size:
-            found.append(tuple(x[:left].to(device) if x.ndim and len(x) == size else x.to(device) for x in inputs))
+            found.append(tuple(x.to(device) for x in inputs))  # whole: the first axis may be no batch
         left -= size
         if left <= 0:
             break
@@ -190,7 +190,7 @@ def _run(
     ]
     try:
         for inputs in examples:
-            model(*inputs)
+            model(*(x.clone() for x in inputs))  # a forward pass may change what it is given
     finally:
         for handle in handles:
             handle.remove()

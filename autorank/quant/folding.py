@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvTransposeNd
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from autorank.copying import model_copy
 from autorank.errors import describe
 from autorank.formats.running import DecomposedLayer
-from autorank.modules import substitute
+from autorank.modules import HOOKS, refusal, substitute
 from autorank.quant.fake import SMALLEST
-from autorank.quant.leaf import QuantizedLeaf, can_be_quantized
+from autorank.quant.leaf import QuantizedLeaf
 from autorank.trouble import tell
 
 
@@ -29,7 +31,9 @@ def fold(model: nn.Module) -> nn.Module:
     A channel's factor multiplies the scale of its weight, so that a quantized layer keeps its levels (those of a
     channel with a negative factor change their sign) and nothing is lost, whenever it is done: search, calibration and
     training work on models whose batch norms are still there. A batch norm stays where its input does not come from
-    one layer alone, where that layer is called more than once, or ends in a step that moves channels.
+    one convolution alone, where that is called more than once, ends in a step that moves channels, or has a weight that
+    is used elsewhere, computed from other tensors or watched by hooks. After a linear layer it stays as well: whether
+    it works on the layer's outputs or on another axis is seen at run time only.
 
     Parameters
     ----------
@@ -42,6 +46,8 @@ def fold(model: nn.Module) -> nn.Module:
     except Exception as error:  # any forward pass may refuse to be traced
         tell(f"batch norms are not folded, as the model cannot be traced: {describe(error)}")
         return copied
+    read = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
+    shared = _used_elsewhere(copied, read)
     called = [str(node.target) for node in graph.nodes if node.op == "call_module"]
     modules = dict(copied.named_modules())
     times: dict[nn.Module, int] = {}
@@ -58,6 +64,8 @@ def fold(model: nn.Module) -> nn.Module:
             last = _last(layer)
             if last is None or norm.running_var is None or len(source.users) > 1:
                 continue
+            if not shared.isdisjoint(map(id, last.parameters())):
+                continue
             if times[norm] == times[layer] == 1:
                 _fold(last, norm)
                 changes[norm] = nn.Identity()
@@ -70,7 +78,22 @@ def _last(layer: nn.Module) -> nn.Module | None:
     inner = last.module if isinstance(last, QuantizedLeaf) else last
     if isinstance(inner, _ConvTransposeNd) and inner is not last and inner.groups > 1:
         return None  # its groups share their scales
-    return last if can_be_quantized(inner) else None
+    if not isinstance(inner, _ConvNd) or any(vars(module).get(name) for module in (layer, last) for name in HOOKS):
+        return None
+    own = isinstance(layer, DecomposedLayer | QuantizedLeaf)
+    return last if own or refusal(inner) is None else None
+
+
+def _used_elsewhere(model: nn.Module, read: Container[str]) -> set[int]:
+    """Return the parameters that several modules hold, or that the forward pass reads beside the modules."""
+    held: dict[int, int] = {}
+    found: set[int] = set()
+    for place, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            held[id(parameter)] = held.get(id(parameter), 0) + 1
+            if held[id(parameter)] > 1 or f"{place}.{name}".lstrip(".") in read:
+                found.add(id(parameter))
+    return found
 
 
 def _fold(last: nn.Module, norm: _BatchNorm) -> None:

@@ -60,9 +60,9 @@ class QuantizedLeaf(nn.Module):
         self.input_scale: Tensor
         self.input_zero_point: Tensor
         device = weight.device
-        self.register_buffer("weight_scale", torch.zeros(weight.shape[self.axis], device=device))
+        self.register_buffer("weight_scale", torch.zeros(weight.shape[self.axis], dtype=torch.float32, device=device))
         if activation_bits is not None:
-            self.register_buffer("input_scale", torch.zeros((), device=device))
+            self.register_buffer("input_scale", torch.zeros((), dtype=torch.float32, device=device))
             self.register_buffer("input_zero_point", torch.zeros((), dtype=torch.int32, device=device))
         self.train(module.training)
 

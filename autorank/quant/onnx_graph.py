@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,9 @@ _TOGETHER = ("Add", "Mul", "Concat")
 _KEEP = ("Slice", "Pad", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "MaxPool", "Split")
 NARROW, WIDEST = 16, 128 * 128
 """Groups with fewer channels than the former are made one convolution, up to the latter of inputs times outputs."""
+
+COARSER = 1.25
+"""Grids of one tensor are made one while that is at most so much coarser than the finest of them."""
 
 EVEN = 8
 """Channels between two convolutions are filled up to a multiple of this: 7 took twice the time of 8 in a session."""
@@ -47,13 +50,19 @@ class Graph:
         }
 
     def share(self) -> None:
-        """Quantize every tensor once, on the widest of its grids, and give that form to all that read it."""
+        """Quantize a tensor once for all that read it, on a grid that holds their ranges, where those are alike."""
         gone: set[int] = set()
         for name in list(self.users):
             pairs = [node for node in self.users[name] if node.op_type == "QuantizeLinear" and node.input[0] == name]
             if not pairs:
                 continue
-            kept = max(pairs, key=lambda node: float(self.values[node.input[1]]))
+            grid = self._union(pairs)
+            if grid is None:
+                continue
+            kept = pairs[0]
+            kept.input[1], kept.input[2] = grid
+            for back in self.users[kept.output[0]]:
+                back.input[1], back.input[2] = grid
             form = self.users[kept.output[0]][0].output[0]
             for node in pairs:
                 if node is not kept:
@@ -65,6 +74,23 @@ class Graph:
         self.nodes = [node for node in self.nodes if id(node) not in gone]
         self._own_weights()
         self._read()
+
+    def _union(self, pairs: Sequence[Any]) -> tuple[str, str] | None:
+        """Return scale and zero point of a grid that holds all these; None where it would be much coarser than one."""
+        first = pairs[0]
+        steps = [float(self.values[node.input[1]]) for node in pairs]
+        zeros = [int(self.values[node.input[2]]) for node in pairs]
+        low = min(-zero * step for zero, step in zip(zeros, steps, strict=True))
+        high = max((255 - zero) * step for zero, step in zip(zeros, steps, strict=True))
+        step = (high - low) / 255
+        if len(set(zip(steps, zeros, strict=True))) == 1:
+            return first.input[1], first.input[2]
+        if step > COARSER * min(steps):
+            return None
+        names = f"{first.output[0]}_shared_scale", f"{first.output[0]}_shared_zero_point"
+        self.values[names[0]] = np.array(step, np.float32)
+        self.values[names[1]] = np.array(round(-low / step), np.uint8)
+        return names
 
     def _own_weights(self) -> None:
         """Give every product a dequantized weight of its own: equal ones were made one by the exporter."""

@@ -37,6 +37,8 @@ class Watch:
 
     def __init__(self, batches: int, spatial: int = 0, seed: int = 0) -> None:
         self.low = self.high = 0.0
+        self.finite = True
+        """Whether all values were finite."""
         self._batches, self._spatial = max(batches, 1), spatial
         self._random = torch.Generator().manual_seed(seed)
         self._parts: list[Tensor] = []
@@ -46,10 +48,10 @@ class Watch:
         if not x.numel():
             return
         low, high = (float(value) for value in torch.aminmax(x.detach()))
-        # Not min() and max(), which would drop NaN.
-        self.low = low if not low >= self.low else self.low
-        self.high = high if not high <= self.high else self.high
+        self.finite = self.finite and math.isfinite(low) and math.isfinite(high)
+        self.low, self.high = min(low, self.low), max(high, self.high)
         moved = x.detach().movedim(-1 - self._spatial, -1)
+        moved = moved.reshape(-1, moved.shape[-1]) if moved.ndim == 1 else moved
         positions = math.prod(moved.shape[:-1])
         wanted = max(SAMPLE // (self._batches * moved.shape[-1]), 16)
         if wanted < positions:
@@ -57,11 +59,6 @@ class Watch:
         else:
             taken = torch.arange(positions, device=x.device)
         self._parts.append(moved[torch.unravel_index(taken, moved.shape[:-1])].float())
-
-    @property
-    def finite(self) -> bool:
-        """Whether all values were finite."""
-        return math.isfinite(self.low) and math.isfinite(self.high)
 
     @property
     def seen(self) -> bool:

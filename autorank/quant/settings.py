@@ -58,10 +58,10 @@ class QuantSettings:
             raise _wrong("equalise", self.equalise, "true or false")
         if type(self.calibration) is not int or self.calibration < 1:
             raise _wrong("calibration", self.calibration, "a whole number from 1")
-        for name in ("qat", "qat_rate"):
-            value = getattr(self, name)
-            if type(value) not in (int, float) or not 0 <= value <= 1:
-                raise _wrong(name, value, "a number from 0 to 1")
+        if type(self.qat) not in (int, float) or not 0 <= self.qat <= 1:
+            raise _wrong("qat", self.qat, "a number from 0 to 1")
+        if type(self.qat_rate) not in (int, float) or not 0 < self.qat_rate <= 1:
+            raise _wrong("qat_rate", self.qat_rate, "a number above 0, at most 1; qat: 0 leaves these steps out")
         real = type(self.percentile) in (int, float) and math.isfinite(self.percentile)
         if not (real and 50 < self.percentile <= 100):
             raise _wrong("percentile", self.percentile, "a number from above 50 to 100")

@@ -39,6 +39,7 @@ from autorank.types.records import (
     Status,
     SweepHeader,
     TrialRecord,
+    model_bops,
     tally,
 )
 
@@ -74,6 +75,7 @@ __all__ = [
     "bit_operations",
     "canonical_json",
     "lineage_of",
+    "model_bops",
     "tally",
     "trial_key",
 ]

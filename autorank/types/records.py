@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from autorank.types.decoding import decoded, finite
-from autorank.types.layers import Cost, LeftAlone
+from autorank.types.layers import Cost, LeftAlone, bit_operations
 from autorank.types.plans import Choice, Fidelity, Plan, Want, trial_key
 
 LATEST = 253402300800.0
@@ -100,6 +100,15 @@ class LayerResult:
             return None
         shares = [rank / max(full, 1) for rank, full in zip(self.choice.rank, self.full_rank, strict=True)]
         return math.prod(shares) ** (1 / len(shares))
+
+
+def model_bops(dense_macs: int, layers: Iterable[LayerResult]) -> int:
+    """Return the bit operations of a model whose dense one has so many MACs, with these layers in their places."""
+    found = bit_operations(dense_macs, None, None)
+    for layer in layers:
+        bits = layer.choice.weight_bits, layer.choice.activation_bits
+        found += bit_operations(layer.macs, *bits) - bit_operations(layer.macs_dense, None, None)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
