@@ -94,8 +94,8 @@ def compress(
         called = {spec.name for spec in known}
         if unused := next((name for name in plan.choices if name not in called), None):
             raise PlanError(
-                f"layer {unused!r} cannot be in the plan: on these inputs it is never called, or used in other ways than "
-                "called, so nothing that takes its place would be run"
+                f"layer {unused!r} cannot be in the plan: on these inputs it is never called, or used in other ways, so "
+                "what takes its place would not be run"
             )
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         specs = [spec for spec in known if spec.name in whitened]
