@@ -94,7 +94,7 @@ def compress(
         called = {spec.name for spec in known}
         if unused := next((name for name in plan.choices if name not in called), None):
             raise PlanError(
-                f"layer {unused!r} cannot be in the plan: on these inputs it is never called, or used in other ways, so "
+                f"layer {unused!r} cannot be in the plan: on these inputs it is never called, or used otherwise, so "
                 "what takes its place would not be run"
             )
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
