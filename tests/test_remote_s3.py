@@ -149,12 +149,15 @@ def test_ctrl_c_ends_the_waiting_and_resume_sends_the_rest(server: s3.S3, capsys
     def away() -> None:
         server.door.shut = True
 
+    # A shell starts what it puts in the background with Ctrl-C ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     url = f"s3://{s3.BUCKET}/patience/net"
     told = Told(at_2=away, waiting=lambda: threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start())
     try:
         result = autorank.search(**{**SETTINGS, "trials": 3}, sweep_dir=url, progress=told)
     finally:
         server.door.shut = False
+        signal.signal(signal.SIGINT, before)
     assert f"`autorank resume {url}` sends it" in told.lines[-1]
     assert str(result.directory) in told.lines[-1]
     assert len(result.records) == 3
