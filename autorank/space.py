@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 
-WIDTHS = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+_WIDTHS = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes of a number."""
 
 
@@ -147,8 +147,7 @@ class SearchSpace:
         for layer, candidate in chosen:
             macs += candidate.cost.macs - layer.spec.macs
             params += candidate.cost.params - layer.spec.params
-            width = WIDTHS.get(layer.spec.dtype, self._width)
-            size += self.bytes_of(candidate.cost, width) - width * layer.spec.params
+            size += self.bytes_of(layer.spec, candidate.cost) - self._width(layer.spec) * layer.spec.params
             if bops is not None:
                 bops += bops_of(candidate.cost) - bit_operations(layer.spec.macs, None, None)
             if pairs is not None:
@@ -168,15 +167,14 @@ class SearchSpace:
         """Whether some candidate has bits."""
         return any(c.choice.weight_bits is not None for layer in self.layers for c in layer.candidates)
 
-    def bytes_of(self, cost: LayerCost, width: int | None = None) -> int:
-        """Return the bytes of a layer; without bits they follow the parameters, of `width` bytes each."""
-        return (width or self._width) * cost.params if cost.bytes is None else cost.bytes
+    def bytes_of(self, spec: LayerSpec, cost: LayerCost) -> int:
+        """Return the bytes of a layer; without bits they follow the parameters."""
+        return self._width(spec) * cost.params if cost.bytes is None else cost.bytes
 
-    @cached_property
-    def _width(self) -> int:
-        """Bytes of one parameter; 4 unless the dense model says otherwise."""
+    def _width(self, spec: LayerSpec) -> int:
+        """Bytes of one parameter: the dense model's, or the layer's own where that model has several number types."""
         width, rest = divmod(self.dense.bytes, max(self.dense.params, 1))
-        return width if width and not rest else 4
+        return width if width and not rest else _WIDTHS.get(spec.dtype, 4)
 
 
 def bops_of(cost: LayerCost) -> int:

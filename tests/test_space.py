@@ -69,7 +69,7 @@ def test_shipped_space_builds(name):
         assert len({candidate.choice for candidate in layer.candidates}) == len(costs)
         for candidate in layer.candidates:
             saves = candidate.cost.macs < layer.spec.macs or candidate.cost.params < layer.spec.params
-            assert saves or space.bytes_of(candidate.cost) < 4 * layer.spec.params
+            assert saves or space.bytes_of(layer.spec, candidate.cost) < 4 * layer.spec.params
     for item in space.kept_dense:
         assert item.reason
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from random import Random
 
 from autorank.errors import ConfigError
-from autorank.space import WIDTHS, Candidate, LayerCandidates, SearchSpace, bops_of
+from autorank.space import Candidate, LayerCandidates, SearchSpace, bops_of
 from autorank.types import Choice, Constraint, LayerCost, Plan
 
 Vector = tuple[int, ...]
@@ -32,7 +32,7 @@ def amount(space: SearchSpace, layer: LayerCandidates, candidate: Candidate | No
         return {
             "macs_kept": cost.macs,
             "params_kept": cost.params,
-            "bytes_kept": space.bytes_of(cost, WIDTHS.get(layer.spec.dtype)),
+            "bytes_kept": space.bytes_of(layer.spec, cost),
             "bops_kept": bops_of(cost),
         }[name]
     value = candidate.latency_ms if candidate else layer.dense_latency_ms
