@@ -156,11 +156,7 @@ def candidate_errors(
 
 def _without_bits(layer: LayerCandidates) -> LayerCandidates:
     """Return the layer with every candidate once, in floating point: bits change nothing in a fit."""
-    plain = {
-        replace(c.choice, weight_bits=None, activation_bits=None): c.cost
-        for c in layer.candidates
-        if c.choice.format != DENSE
-    }
+    plain = {c.choice.in_float: c.cost for c in layer.candidates if c.choice.format != DENSE}
     return replace(layer, candidates=tuple(Candidate(choice, cost) for choice, cost in plain.items()))
 
 
@@ -179,7 +175,7 @@ def _with_bits(
     known = []
     for candidate in family.candidates:
         choice = candidate.choice
-        plain = replace(choice, weight_bits=None, activation_bits=None)
+        plain = choice.in_float
         if choice.format != DENSE and (family.spec.name, plain) not in made:
             continue
         known.append(candidate)

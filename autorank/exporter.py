@@ -192,15 +192,8 @@ class Exporter:
         return _runner(self.model if self.device == "cpu" else model_copy(self.model), self.device)
 
     def _compare(self, reference: Runner, candidates: Sequence[Candidate], examples: int) -> Comparison:
-        try:
-            with _full_precision(), torch.no_grad():
-                return compare(reference, candidates, self.task, examples, self.header.dense.score)
-        except AutorankError:
-            raise
-        except Exception as error:
-            raise ExportError(
-                f"the model to export does not run on validation data: {artifacts.reason(error)}"
-            ) from error
+        with _on_validation_data():
+            return compare(reference, candidates, self.task, examples, self.header.dense.score)
 
     def _gave_up(self, folder: Path, name: str, error: Exception) -> None:
         """Take away what is there of a file that cannot be made, and report it or raise."""
@@ -231,17 +224,10 @@ class Exporter:
     def _score(self, reference: Runner) -> tuple[float, int]:
         """Return the model's score on the whole validation split, and the number of examples."""
         total, seen = 0.0, 0
-        try:
-            with _full_precision(), torch.no_grad():
-                for batch in self.task.batches("validation"):
-                    total += float(self.task.metric(reference(batch.inputs), batch.targets)) * len(batch)
-                    seen += len(batch)
-        except AutorankError:
-            raise
-        except Exception as error:
-            raise ExportError(
-                f"the model to export does not run on validation data: {artifacts.reason(error)}"
-            ) from error
+        with _on_validation_data():
+            for batch in self.task.batches("validation"):
+                total += float(self.task.metric(reference(batch.inputs), batch.targets)) * len(batch)
+                seen += len(batch)
         return total / seen, seen
 
     def _report(self, folder: Path, examples: int, dense: DenseFigures | None) -> str:
@@ -274,6 +260,18 @@ def _runner(model: nn.Module, device: str) -> Runner:
         return tree_map_only(Tensor, lambda x: x.detach().cpu(), model(*(x.to(device) for x in inputs)))
 
     return run
+
+
+@contextmanager
+def _on_validation_data() -> Iterator[None]:
+    """Run the model that is exported, in full precision; an error of the user's own code is told in a line."""
+    try:
+        with _full_precision(), torch.no_grad():
+            yield
+    except AutorankError:
+        raise
+    except Exception as error:
+        raise ExportError(f"the model to export does not run on validation data: {artifacts.reason(error)}") from error
 
 
 @contextmanager

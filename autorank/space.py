@@ -186,7 +186,7 @@ def _cost(spec: LayerSpec, choice: Choice) -> LayerCost:
     """Return what a choice costs that is not among the candidates."""
     from autorank import formats
 
-    plain = replace(choice, weight_bits=None, activation_bits=None)
+    plain = choice.in_float
     cost = LayerCost(spec.macs, spec.params)
     if choice.format != DENSE:
         cost = formats.get(choice.format).cost(spec, choice.rank, choice.options)

@@ -60,6 +60,11 @@ class Choice:
         return "".join(f"{letter}{bits}" for letter, bits in named if bits is not None)
 
     @property
+    def in_float(self) -> Choice:
+        """The choice without bits."""
+        return replace(self, weight_bits=None, activation_bits=None)
+
+    @property
     def called(self) -> str:
         """The format with its bits: ``tucker2`` or ``tucker2 W8A8``."""
         return f"{self.format} {self.bits}".rstrip()
@@ -131,7 +136,7 @@ class Plan:
         """The plan without bits; layers that keep their kernel are not in it."""
         decomposed = {name: choice for name, choice in self.layers if choice.format != DENSE}
         return Plan.of(
-            {name: replace(choice, weight_bits=None, activation_bits=None) for name, choice in decomposed.items()},
+            {name: choice.in_float for name, choice in decomposed.items()},
             self.seed,
         )
 
