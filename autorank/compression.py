@@ -76,6 +76,7 @@ def compress(
         raise PlanError(
             f"the output of layer {outputs[0]!r} is whitened, so the plan needs gradients of the loss: "
             "give loss=, a function from the model's outputs to the sum of the examples' losses"
+            + (", and calibration=, an iterable of input batches" if calibration is None else "")
         )
     batches: list[tuple[torch.Tensor, ...]] = []
     if whitened or quantized is not None:

@@ -89,7 +89,8 @@ def calibrate(model: nn.Module, batches: Iterable[Batch], settings: QuantSetting
     model : nn.Module
         Changed in place; its mode is kept. It may have been calibrated before.
     batches : iterable of tuples of Tensor
-        The positional inputs of the model, batch by batch; read up to ``settings.calibration`` examples.
+        The positional inputs of the model, batch by batch. The one that reaches ``settings.calibration`` examples is
+        the last one read; it is taken whole, as the first axis of a model's inputs need not be that of the batch.
     settings : QuantSettings, optional
 
     Raises
@@ -166,13 +167,13 @@ def _set(name: str, leaf: QuantizedLeaf, watch: Watch, moment: Tensor | None, se
 
 
 def _taken(batches: Iterable[Batch], count: int, device: torch.device) -> list[Batch]:
-    """Return the batches with the first `count` examples, on a device."""
+    """Return the batches up to the one with the example number `count`, on a device."""
     found: list[Batch] = []
     left = count
     for inputs in batches:
         size = next((len(x) for x in inputs if x.ndim), 1)
         if size:
-            found.append(tuple(x.to(device) for x in inputs))  # whole: the first axis may be no batch
+            found.append(tuple(x.to(device) for x in inputs))
         left -= size
         if left <= 0:
             break

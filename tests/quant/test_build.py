@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -109,12 +110,18 @@ def test_empty_calibration_is_an_error(batches: list[tuple[Tensor, ...]]) -> Non
         calibrate(found, batches)
 
 
-def test_only_as_many_examples_are_read_as_are_asked_for() -> None:
+def test_batches_are_read_up_to_the_one_that_reaches_the_number_asked_for() -> None:
     x = images(40)
+
+    def more_than_wanted() -> Iterator[tuple[Tensor, ...]]:
+        yield (x[:20],)
+        yield (x[20:],)
+        pytest.fail("a batch was read that nobody asked for")
+
     first, _ = apply(network(), PLAN)
     second = copy.deepcopy(first)
-    calibrate(first, [(x[:20],), (x[20:],)], replace(NAIVE, calibration=30))
-    calibrate(second, [(x[:20],), (x[20:30],)], NAIVE)
+    calibrate(first, more_than_wanted(), replace(NAIVE, calibration=30))
+    calibrate(second, [(x[:20],), (x[20:],)], NAIVE)
     assert all(map(torch.equal, first.state_dict().values(), second.state_dict().values()))
 
 
