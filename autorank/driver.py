@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -74,6 +75,7 @@ class Driver:
         self.records: dict[int, TrialRecord] = {record.number: record for record in self.before.records}
         self.stop = StopSignal(config.max_time)
         self._kept: dict[int, tuple[Path, Path]] = {}
+        self._holders: Counter[Path] = Counter()
         self._latest: list[TrialRecord] = []
         self.dense: DenseFigures | None = None
 
@@ -226,12 +228,16 @@ class Driver:
         self._latest = [*self._latest, fresh][-self._keep_latest :] if self._keep_latest else []
         wanted = {record.number: record for record in (*front, *self._latest, *self._schedule_now.parents)}
         for record in (*wanted.values(), fresh):
-            if record.number not in self._kept:  # names of files are hashes of plans: not all of them at every trial
-                self._kept[record.number] = weights_file(self.directory, record), carrier_file(self.directory, record)
-        files = {path for number in wanted for path in self._kept[number]}
+            if record.number not in self._kept:
+                paths = weights_file(self.directory, record), carrier_file(self.directory, record)
+                self._kept[record.number] = paths
+                self._holders.update(paths)
         for number in self._kept.keys() - wanted:
-            for path in set(self._kept.pop(number)) - files:  # the same plan may stand there under two numbers
-                path.unlink(missing_ok=True)
+            for path in self._kept.pop(number):
+                self._holders[path] -= 1
+                if not self._holders[path]:  # else the same plan is there under another number
+                    del self._holders[path]
+                    path.unlink(missing_ok=True)
 
     def _finish(self, prepared: Prepared) -> tuple[FrontPoint, ...]:
         """Measure the front; what was measured before is kept, and nothing is measured when a person stops the sweep.

@@ -18,6 +18,7 @@ from autorank.types import Constraint, Direction, Evaluation, Fidelity, FrontPoi
 __all__ = [
     "COSTS",
     "Recommendation",
+    "best_first",
     "dominates",
     "eligible",
     "front_of",
@@ -123,8 +124,13 @@ def front_of(
     able = sorted(eligible(records, constraints, fidelity), key=lambda record: record.number)
     directions = [objective.direction for objective in objectives]
     front = [able[i] for i in non_dominated([values(record, objectives) for record in able], directions)]
+    return best_first(front, objectives)
+
+
+def best_first(records: Iterable[TrialRecord], objectives: Sequence[Objective]) -> tuple[TrialRecord, ...]:
+    """Return records in the order of a front: the best score first, of equal ones the first."""
     direction: Direction = next((o.direction for o in objectives if o.name == "score"), "max")
-    return tuple(sorted(front, key=lambda r: (-_gain(r.score, direction), r.number)))
+    return tuple(sorted(records, key=lambda r: (-_gain(r.score, direction), r.number)))
 
 
 def _gain(score: float | None, direction: Direction) -> float:

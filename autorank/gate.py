@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from autorank.pareto import covers
 from autorank.types import Direction, TrialRecord
 
 
@@ -65,7 +66,7 @@ class Seen:
 
     def __init__(self, costs: tuple[str, ...], patience: int, margin: float, direction: Direction) -> None:
         self._costs, self._patience, self._margin, self._direction = costs, patience, margin, direction
-        self._kept: list[tuple[float, tuple[float, ...]]] = []
+        self._kept: list[tuple[float, ...]] = []  # score, turned so that less is better, and costs
         self._beaten: list[int] = []  # by how many, for each that is kept
 
     def add(self, record: TrialRecord) -> None:
@@ -73,19 +74,19 @@ class Seen:
         score = record.score_bn
         if score is None or math.isnan(score) or record.status not in ("complete", "pruned") or record.lineage:
             return
-        new = score, tuple(record.kept.get(name, float("inf")) for name in self._costs)
-        pairs = zip(self._kept, self._beaten, strict=True)
-        counts = [count + (old != new and self._beats(new, old)) for old, count in pairs]
-        mine = sum(self._beats(old, new) for old in self._kept)
+        sign = -1.0 if self._direction == "max" else 1.0
+        new = sign * score, *(record.kept.get(name, float("inf")) for name in self._costs)
+        counts = [
+            count + (old[0] >= new[0] and covers(new, old) and new != old)
+            for old, count in zip(self._kept, self._beaten, strict=True)
+        ]
+        mine = sum(old[0] <= new[0] and covers(old, new) for old in self._kept)
         together = zip([*self._kept, new], [*counts, mine], strict=True)
         left = [(entry, count) for entry, count in together if count < self._patience]
         self._kept, self._beaten = [entry for entry, _ in left], [count for _, count in left]
 
     def gate(self) -> Gate:
         """Return the gate of a trial that starts now."""
-        return Gate(tuple(self._kept), self._costs, self._patience, self._margin, self._direction)
-
-    def _beats(self, a: tuple[float, tuple[float, ...]], b: tuple[float, tuple[float, ...]]) -> bool:
-        """Say whether `a` is no worse than `b` in anything."""
-        no_worse = a[0] >= b[0] if self._direction == "max" else a[0] <= b[0]
-        return no_worse and all(x <= y for x, y in zip(a[1], b[1], strict=True))
+        sign = -1.0 if self._direction == "max" else 1.0
+        seen = tuple((sign * score, tuple(costs)) for score, *costs in self._kept)
+        return Gate(seen, self._costs, self._patience, self._margin, self._direction)

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from autorank.captions import clean, plan_text, value_name
-from autorank.front import eligible, front_of, hypervolume, point_dominates, reference_point, values
-from autorank.pareto import Values
+from autorank.front import best_first, eligible, hypervolume, reference_point, values
+from autorank.pareto import covers, minimised
 from autorank.types import Constraint, Fidelity, Objective, SweepHeader, TrialRecord
 
 _UNITS = (("seconds", 1.0, 120.0), ("minutes", 60.0, 120 * 60.0), ("hours", 3600.0, 72 * 3600.0))
@@ -68,7 +68,7 @@ class GrowingFront:
         self._constraints = tuple(constraints)
         self._directions = [o.direction for o in objectives]
         self._fidelity: Fidelity | None = None
-        self._points: list[Values] = []
+        self._points: dict[int, tuple[float, ...]] = {}
         self.members: tuple[TrialRecord, ...] = ()
         for record in records:
             self.add(record)
@@ -79,14 +79,23 @@ class GrowingFront:
         if record.status != "complete" or record.probe:
             return False
         if self._fidelity is None or record.fidelity > self._fidelity:
-            self._fidelity, self.members, self._points = record.fidelity, (), []
+            self._fidelity, self.members, self._points = record.fidelity, (), {}
         if eligible([record], self._constraints, self._fidelity):
-            point = values(record, self._objectives)
-            if not any(point_dominates(other, point, self._directions) for other in self._points):
-                together = [*self.members, record]
-                self.members = front_of(together, self._objectives, self._constraints, self._fidelity)
-                self._points = [values(member, self._objectives) for member in self.members]
+            self._enter(record, minimised(values(record, self._objectives), self._directions))
         return self.members != before
+
+    def _enter(self, record: TrialRecord, point: tuple[float, ...] | None) -> None:
+        """Put a record where it belongs, if that is on the front; of equal ones the first stays."""
+        if point is None:
+            return
+        for member in self.members:
+            other = self._points[member.number]
+            if covers(other, point) and (other != point or member.number < record.number):
+                return
+        self._points[record.number] = point
+        left = [member for member in self.members if not covers(point, self._points[member.number])]
+        self.members = best_first([*left, record], self._objectives)
+        self._points = {member.number: self._points[member.number] for member in self.members}
 
 
 def hypervolumes(header: SweepHeader, records: Sequence[TrialRecord]) -> tuple[float, ...]:

@@ -255,7 +255,7 @@ class Journal:
     def _append(self, entry: Mapping[str, Any]) -> None:
         if self._file is None:
             raise SweepError(f"the journal {self.path} is not open")
-        line = json.dumps(finite(entry), separators=(",", ":"), allow_nan=False).encode() + b"\n"
+        line = _line(entry)
         size = self._file.seek(0, os.SEEK_END)
         try:
             written = self._file.write(line)
@@ -274,6 +274,15 @@ class Journal:
                 f"{mend}, then `autorank resume {self.directory}`"
             ) from None
         self.written(size + len(line))
+
+
+def _line(entry: Mapping[str, Any]) -> bytes:
+    """Return an entry as a line; most have nothing that JSON lacks, and need not be gone through first."""
+    try:
+        text = json.dumps(entry, separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError):
+        text = json.dumps(finite(entry), separators=(",", ":"), allow_nan=False)
+    return text.encode() + b"\n"
 
 
 def _sync(directory: Path) -> None:

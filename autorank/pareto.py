@@ -34,7 +34,7 @@ def minimised(point: Values, directions: Sequence[Direction]) -> tuple[float, ..
     return tuple(turned)
 
 
-def _covers(a: Sequence[float], b: Sequence[float]) -> bool:
+def covers(a: Sequence[float], b: Sequence[float]) -> bool:
     """Say whether `a` is at least as good as `b` in every (minimised) objective."""
     return all(map(le, a, b))
 
@@ -46,7 +46,7 @@ def point_dominates(a: Values, b: Values, directions: Sequence[Direction]) -> bo
         return False
     if right is None:
         return True
-    return left != right and _covers(left, right)
+    return left != right and covers(left, right)
 
 
 def _front(points: Sequence[tuple[float, ...]]) -> list[int]:
@@ -60,7 +60,7 @@ def _front(points: Sequence[tuple[float, ...]]) -> list[int]:
                 kept.append(i)
         return kept
     for i in order:
-        if not any(_covers(points[j], points[i]) for j in kept):
+        if not any(covers(points[j], points[i]) for j in kept):
             kept.append(i)
     return kept
 

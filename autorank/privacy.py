@@ -117,6 +117,8 @@ def remember(settings: Any, key: str = "") -> None:
 
 def hidden(text: str) -> str:
     """Return a foreign text, such as an error's, without addresses' passwords and without secrets that are known."""
+    if not text:
+        return text
     named = {name: value for name, value in os.environ.items() if not name.endswith("PWD")}  # the working directory
     given = {value for name, value in named.items() if _is_secret(name, value) and len(value) >= _LEAST}
     for secret in sorted(_known | given, key=len, reverse=True):

@@ -12,9 +12,11 @@ python benchmarks/scaling.py [--quick] [--json FILE] [--only workers,real,driver
 from __future__ import annotations
 
 import os
+import signal
 import statistics
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -77,40 +79,71 @@ def sweep(place: Path, trials: int, **settings: Any) -> Any:
 
 
 def workers(scratch: Path, counts: Sequence[int], lengths: Sequence[float], seconds: float) -> dict[str, Any]:
-    """Run simulated trials on so many workers; efficiency is the time that trials take ÷ the time that workers have."""
+    """Run simulated trials on so many workers until all of them have been busy for long enough, then press Ctrl-C.
+
+    At full swing is the time between the last worker's first trial and the last trial's start: the share of it that the
+    workers spend in trials. The start of the workers, which is 2 cores' work for a hundred processes, is told apart.
+    """
     print("\nsimulated trials on Ray Tune")
-    print("workers  length s  trials  trials/s  efficiency  at full swing  first result s")
+    print("workers  length s  trials  all workers there after s  full swing s  trials/s then  of the time in trials")
     found: dict[str, Any] = {}
     for length in lengths:
         for count in counts:
-            trials = count * max(2, round(min(seconds / length, 4000 / count)))
-            with simulated(length):
-                result = sweep(scratch / f"w{count}-{length}", trials, workers=count, cpus_per_trial=1)
-            records = sorted(result.records, key=lambda record: record.started)
-            begun, ended = records[0].started, max(r.started + r.seconds["other"] for r in records)
-            wall = result.seconds["search"]
-            # Without the start of the workers and without the end, when there is not work for all.
-            middle = [r for r in records if _at(records, 0.25) <= r.started < _at(records, 0.75)]
-            swing = len(middle) * length / (count * (_at(records, 0.75) - _at(records, 0.25)))
-            row = {
-                "trials": trials,
-                "trials_per_s": trials / (ended - begun),
-                "efficiency": trials * length / count / wall,
-                "efficiency_full_swing": swing,
-                "until_first_s": begun + length - (ended - wall),
-            }
+            place = scratch / f"w{count}-{length}"
+            with simulated(length), stopped_after(place, count, max(seconds, 4 * length)):
+                result = sweep(place, 1_000_000, workers=count, cpus_per_trial=1)
+            row = full_swing(result.records, count, result.seconds["search"])
             found[f"{count} workers, {length:g} s"] = {name: round(value, 4) for name, value in row.items()}
             print(
-                f"{count:7} {length:9g} {trials:7} {row['trials_per_s']:9.2f} {row['efficiency']:11.3f} "
-                f"{swing:14.3f} {row['until_first_s']:15.1f}",
+                f"{count:7} {length:9g} {row['trials']:7} {row['all_there_s']:25.1f} {row['full_swing_s']:13.1f} "
+                f"{row['trials_per_s']:14.2f} {row['efficiency_full_swing']:21.3f}",
                 flush=True,
             )
     return found
 
 
-def _at(records: Sequence[Any], share: float) -> float:
-    """Return when this share of the trials had begun."""
-    return float(records[min(int(share * len(records)), len(records) - 1)].started)
+def full_swing(records: Sequence[Any], count: int, search: float) -> dict[str, float]:
+    """Return what the records of a sweep say of the time in which all its workers were there."""
+    first: dict[str, float] = {}
+    for record in sorted(records, key=lambda record: record.started):
+        first.setdefault(record.worker, record.started)
+    if len(first) < count:
+        raise RuntimeError(f"only {len(first)} of {count} workers ran a trial")
+    spans = [(record.started, record.started + record.seconds["other"]) for record in records]
+    begun, ended = sorted(first.values())[count - 1], max(start for start, _ in spans)
+    busy = sum(max(0.0, min(end, ended) - max(start, begun)) for start, end in spans)
+    within = [start for start, _ in spans if begun <= start < ended]
+    return {
+        "trials": len(records),
+        "all_there_s": begun - (max(end for _, end in spans) - search),
+        "full_swing_s": ended - begun,
+        "trials_per_s": len(within) / (ended - begun),
+        "efficiency_full_swing": busy / count / (ended - begun),
+    }
+
+
+@contextmanager
+def stopped_after(place: Path, count: int, seconds: float) -> Iterator[None]:
+    """Press Ctrl-C so long after the sweep's journal has trials of so many workers."""
+    over = threading.Event()
+
+    def look() -> None:
+        from autorank.following import Follower
+
+        follower, workers = Follower(place), 0
+        while workers < count and not over.wait(2):
+            follower.poll()
+            workers = len({record.worker for record in follower.contents.records})
+        if not over.wait(seconds):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def real(scratch: Path, trials: int) -> dict[str, Any]:

@@ -199,8 +199,10 @@ class Catalog:
         """Return the index of the variant's candidate whose ratio is nearest to `ratio` (0, dense, nearest to 1)."""
         ladder = self.ladders[layer][variant]
         at = bisect_left(ladder, (ratio, -1))
-        near = ladder[max(at - 1, 0) : at + 1]
-        return min(near, key=lambda rung: (abs(rung[0] - ratio), rung))[1]
+        if at in (0, len(ladder)):
+            return ladder[min(at, len(ladder) - 1)][1]
+        below, above = ladder[at - 1], ladder[at]
+        return below[1] if ratio - below[0] <= above[0] - ratio else above[1]
 
     def place(self, layer: int, index: int) -> tuple[int | None, float]:
         """Return the variant (None for dense) and the ratio of an index."""

@@ -167,11 +167,12 @@ _PLAIN: dict[Any, Decoder] = {int: _whole, float: _number, str: _text, bool: _tr
 
 def finite(value: Any) -> Any:
     """Return nested values with null in the place of NaN and infinities, which JSON does not have."""
-    if value is None or isinstance(value, str | int):
+    kind = type(value)  # exact types first: a record has a thousand values
+    if value is None or kind is str or kind is int or kind is bool:
         return value
-    if isinstance(value, float):
+    if kind is float or isinstance(value, float):
         return value if value == value and abs(value) != _HUGE else None
-    if isinstance(value, Mapping):
+    if kind is dict or isinstance(value, Mapping):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [finite(item) for item in value]

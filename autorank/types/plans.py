@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 from autorank.types.layers import Scalar
@@ -111,7 +112,7 @@ class Choice:
         return f"{self.format}({'; '.join(filter(None, parts))})"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Plan:
     """Layer name → Choice; a layer that is not named stays dense.
 
@@ -149,7 +150,7 @@ class Plan:
         """Canonical JSON text."""
         return canonical_json(self.to_json())
 
-    @property
+    @cached_property
     def plan_id(self) -> str:
         """First 16 hexadecimal digits of the SHA-256 of the canonical JSON."""
         return hashlib.sha256(self.canonical.encode()).hexdigest()[:16]
