@@ -194,10 +194,8 @@ def _tuner_parts(ray: Any, seats: Seats) -> tuple[Any, Any, Any]:
         """Takes what a worker gives back, and gives it its next job before Tune lets it go on."""
 
         def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Any, **info: Any) -> None:
-            seats.result(trial.trial_id, result)
-            if not result["done"]:
-                actor = trial.temporary_state.ray_actor
-                actor.give.remote(seats.free(trial.trial_id, actor))
+            actor = trial.temporary_state.ray_actor
+            seats.turn(trial.trial_id, actor, result, actor.give.remote)
 
         def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
             if part := gone(ray):

@@ -146,6 +146,24 @@ class Seats:
         self._seats[name] = Seat()
         self._most = max(self._most, len(self._seats))
 
+    def turn(self, name: str, actor: Any, result: dict[str, Any], give: Callable[[dict[str, Any]], None]) -> None:
+        """Take what a worker gave back, and give it what it does next.
+
+        When a job waits, the worker has it before its record is dealt with. It is asked for beforehand, when nothing is
+        unsaved: a strategy may think for seconds.
+        """
+        before = self._leave(name)
+        going, given = not result["done"], False
+        if going:
+            self.look()
+            if given := bool(self._waiting):
+                give(self.free(name, actor))
+        self._receive(before, result)
+        if going and not given:
+            give(self.free(name, actor))
+        if not self._waiting and isinstance(job := self._ask(), Job):
+            self._waiting.append(job)
+
     def free(self, name: str, actor: Any) -> dict[str, Any]:
         """Return what the worker on a seat shall do next: a job, ``wait`` seconds, or nothing more."""
         seat = self._seats[name]
@@ -171,13 +189,20 @@ class Seats:
 
     def result(self, name: str, result: dict[str, Any]) -> None:
         """Take what a worker gave back for its job."""
+        self._receive(self._leave(name), result)
+
+    def _leave(self, name: str) -> tuple[Job | None, float]:
+        """Take the job from a worker; return it with the seconds that it took."""
         seat = self._seats.get(name) or Seat()
         job, seat.job = seat.job, None
+        return job, time.monotonic() - seat.begun
+
+    def _receive(self, before: tuple[Job | None, float], result: dict[str, Any]) -> None:
+        job, taken = before
         if "trouble" in result:
             self.fail(SweepError(f"a worker cannot run the task; what finished is saved. On {result['trouble']}"))
         if "record" not in result or job is None:
             return
-        taken = time.monotonic() - seat.begun
         self._mean = taken if not self._mean else 0.9 * self._mean + 0.1 * taken
         try:
             for text in json.loads(result.get("notes", "[]")):

@@ -145,7 +145,7 @@ def trainable() -> type:
         def setup(self, config: dict[str, Any], **given: Any) -> None:
             self._worker: Any = None
             self._trouble = ""
-            self._next: dict[str, Any] = {"wait": 0.0}
+            self._next: dict[str, Any] = {"done": False}
             try:
                 paths = given.pop("paths", ())
                 sys.path.extend(path for path in paths if path not in sys.path)
@@ -156,22 +156,26 @@ def trainable() -> type:
                 self._trouble = trouble(error)
 
         def give(self, what: dict[str, Any]) -> None:
-            """Take what the next step does: a ``job``, a ``wait`` in seconds, or nothing: it is the last one."""
-            self._next = what
+            """Do what is next: a ``job``, a ``wait`` in seconds, or nothing; the next step says what came of it."""
+            # Here and not in the step, which Tune asks for only when the driver is done with the last record.
+            self._next = {"done": "wait" not in what}
+            if self._trouble:
+                return
+            if "job" not in what:
+                time.sleep(what.get("wait", 0.0))
+                return
+            try:
+                record, notes = self._worker.run(what["job"])
+                # Texts: Tune flattens nested results.
+                self._next = {"record": json.dumps(record.to_json()), "notes": json.dumps(notes)}
+            except Exception as error:
+                self._trouble = trouble(error)
 
         def step(self) -> dict[str, Any]:
-            if not self._trouble and "job" in self._next:
-                try:
-                    record, notes = self._worker.run(self._next["job"])
-                    # Texts: Tune flattens nested results.
-                    return {"record": json.dumps(record.to_json()), "notes": json.dumps(notes)}
-                except Exception as error:
-                    self._trouble = trouble(error)
             if self._trouble:
                 # Not the trial's fault, and the next one would end alike: the sweep says so and stops.
                 return {"trouble": self._trouble, "done": True}
-            time.sleep(self._next.get("wait", 0.0))
-            return {"done": "wait" not in self._next}
+            return self._next
 
         def cleanup(self) -> None:
             if self._worker is not None:

@@ -52,6 +52,14 @@ class Room:
             self.seats.sit(names[-1])
         return names
 
+    def turn(self, name: str, number: int) -> list[dict]:
+        """Let a worker give back the record of a job; return what it is given, with how many records were kept then."""
+        given: list[dict] = []
+        record = TrialRecord(number=number, plan=Plan(), fidelity=Fidelity(), status="complete", score=1.0)
+        result = {"record": json.dumps(record.to_json()), "done": False}
+        self.seats.turn(name, name, result, lambda what: given.append({**what, "kept": len(self.taken)}))
+        return given
+
     def finish(self, name: str, number: int) -> None:
         record = TrialRecord(number=number, plan=Plan(), fidelity=Fidelity(), status="complete", score=1.0)
         self.seats.result(name, {"record": json.dumps(record.to_json()), "done": False})
@@ -98,6 +106,41 @@ def test_a_worker_waits_while_an_outcome_must_come_first() -> None:
     assert 0 < waits["wait"] <= 1
     room.finish(first, 0)
     assert number_of(room.seats.free(second, second)) == 2
+
+
+def test_a_worker_has_its_next_job_before_its_record_is_dealt_with() -> None:
+    room = Room(4)
+    (name,) = room.fill(1)
+    room.seats.free(name, name)
+    (first,) = room.turn(name, 0)  # nothing was asked for beforehand: the record is safe before a strategy thinks
+    assert (number_of(first), first["kept"]) == (1, 1)
+    (second,) = room.turn(name, 1)
+    assert (number_of(second), second["kept"]) == (2, 1)
+    assert [record.number for record in room.taken] == [0, 1]
+    (third,) = room.turn(name, 2)
+    assert number_of(third) == 3
+    assert room.turn(name, 3) == [{"kept": 4}]
+    assert room.seats.over
+    assert [record.number for record in room.taken] == [0, 1, 2, 3]
+
+
+def test_a_job_asked_for_beforehand_is_not_begun_after_a_stop() -> None:
+    room = Room(10)
+    (name,) = room.fill(1)
+    room.seats.free(name, name)
+    room.turn(name, 0)
+    room.stop.interrupt()
+    assert room.turn(name, 1) == [{"kept": 2}]
+    assert [record.number for record in room.taken] == [0, 1]
+    assert room.seats.over
+
+
+def test_an_outcome_that_a_strategy_waits_for_is_told_before_it_is_asked() -> None:
+    room = Room(3, lookahead=1)
+    (name,) = room.fill(1)
+    room.seats.free(name, name)
+    assert number_of(room.turn(name, 0)[0]) == 1
+    assert number_of(room.turn(name, 1)[0]) == 2
 
 
 def test_the_job_of_a_dead_worker_is_done_by_the_next_that_is_free() -> None:
