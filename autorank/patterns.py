@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
+
+import regex
 
 from autorank.errors import SpaceError
 from autorank.spacefile import Match, SpaceFile
 from autorank.types import LayerSpec, ModelProfile
+
+PATIENCE_S = 1.0
+"""Seconds that a regular expression may take on a name: some never come to an end."""
 
 
 def matches(pattern: str, name: str, kind: str) -> bool:
@@ -18,9 +22,20 @@ def matches(pattern: str, name: str, kind: str) -> bool:
     It is a glob on its name; after ``re:`` a regular expression over the whole name; after ``type:`` a glob on its
     kind. In a glob dots are ordinary characters: ``layer3.*`` means everything inside ``layer3``. Case counts in names
     and not in kinds.
+
+    Raises
+    ------
+    SpaceError
+        A regular expression takes more than `PATIENCE_S` on the name.
     """
     if pattern.startswith("re:"):
-        return re.fullmatch(pattern[3:], name) is not None
+        try:
+            return regex.fullmatch(pattern[3:], name, timeout=PATIENCE_S) is not None
+        except TimeoutError:
+            raise SpaceError(
+                f"the regular expression {pattern!r} takes more than {PATIENCE_S:g} s to match the name {name!r}; "
+                "write it without repeats inside repeats"
+            ) from None
     if pattern.startswith("type:"):
         return fnmatchcase(kind.lower(), pattern[5:].lower())
     return fnmatchcase(name, pattern)

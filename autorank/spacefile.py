@@ -24,12 +24,12 @@ Names match as a glob (``layer3.*``), as a regular expression over the whole nam
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
+import regex
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -67,8 +67,8 @@ def _is_pattern(value: str) -> str:
         raise PydanticCustomError("pattern", "an empty pattern matches nothing")
     if kind == "re":
         try:
-            re.compile(rest)
-        except (re.error, OverflowError, RecursionError) as error:
+            regex.compile(rest)
+        except (regex.error, OverflowError, RecursionError) as error:
             why = {"value": value, "error": str(error)}
             raise PydanticCustomError("pattern", "{value} is not a regular expression: {error}", why) from None
     return value

@@ -511,6 +511,10 @@ MISFITS = {
         r"rules\[0\].match.name\[1\]: pattern 'convl' matches no layer; the nearest .* conv1",
     ),
     "expression": ({"dense": ["re:.*downsampel.*"]}, "re:.*downsampel.* matches no layer; the nearest .*downsample"),
+    "endless expression": (
+        {"dense": [r"re:((\w|\.|[a-z])+)+!"]},
+        "'re:.*' takes more than 1 s to match the name 'layer1.0.conv1'; write it without repeats inside repeats",
+    ),
     "type": ({"dense": ["type:conv3d"]}, "'type:conv3d' matches no layer; the kinds in this model are conv2d, linear"),
     "kind": (
         {"rules": [{"match": {"kind": "conv1d"}}]},
