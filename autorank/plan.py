@@ -106,7 +106,7 @@ def apply(
         if choice.format == DENSE:
             kept_layer = old if done is None else without_bits(done).to(weight.device).train(old.training)
             changes[old] = quantized_layer(kept_layer, choice, name)
-            results.append(LayerResult(name, choice, 0.0, spec.macs, spec.params, spec.macs, spec.params, full_rank=()))
+            results.append(kept_result(spec, choice))
             continue
         fmt = formats.get(choice.format)
         with undisturbed():
@@ -242,6 +242,11 @@ def build(model: nn.Module, plan: Plan) -> nn.Module:
 def _targets(model: nn.Module, plan: Plan) -> Iterator[nn.Module]:
     modules = dict(model.named_modules())
     return (modules[name] for name, _ in plan.layers)
+
+
+def kept_result(spec: LayerSpec, choice: Choice) -> LayerResult:
+    """Return the result of a layer that keeps its kernel and has bits."""
+    return LayerResult(spec.name, choice, 0.0, spec.macs, spec.params, spec.macs, spec.params, full_rank=())
 
 
 def _layer(old: nn.Module, spec: LayerSpec, choice: Choice, factors: Factors | None) -> nn.Module:

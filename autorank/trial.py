@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import platform
 import socket
@@ -22,23 +21,21 @@ from autorank.evaluate import evaluate
 from autorank.fitcache import FitCache
 from autorank.job import Job
 from autorank.layout import canonical_weight
-from autorank.plan import apply, undecomposed
+from autorank.plan import apply, kept_result, undecomposed
 from autorank.privacy import hidden
 from autorank.pulling import decomposed_kernels, squared_distances, train_with_pull
-from autorank.quant import QuantSettings, calibrate, leaves, with_bits
-from autorank.recover import Recovery, Teacher, fine_tune, reestimate_batch_norm
+from autorank.quant import QuantSettings, with_bits
+from autorank.recover import Recovery
+from autorank.restore import Restorer
 from autorank.sequential import apply_in_order
 from autorank.solvers import whitening
 from autorank.solvers.vbmf import spectrum
 from autorank.space import predicted_latency
 from autorank.tasks import Task
-from autorank.teacher import note_of
 from autorank.trialfiles import carrier_file, load_weights, save_weights, weights_file
 from autorank.types import (
     Choice,
     Cost,
-    Direction,
-    Evaluation,
     Fidelity,
     LayerResult,
     LayerSpec,
@@ -47,10 +44,6 @@ from autorank.types import (
     model_bops,
 )
 
-Curve = tuple[tuple[int, float], ...]
-"""(step, loss) of a training."""
-
-BATCH_NORM_BATCH = 128
 IN_ORDER_EXAMPLES = 512
 """Training examples to whose dense outputs layers are fitted in order."""
 
@@ -123,7 +116,15 @@ class TrialRunner:
         self._dense = context.task.model().to(context.device).eval()
         self._cache = FitCache(context.directory / "cache" / "fits", fetch)
         self._stats: dict[str, whitening.LayerStats] | None = None
-        self._teacher: Teacher | None = None
+        self._restorer = Restorer(
+            context.task,
+            context.recovery,
+            context.quantization,
+            context.seed,
+            context.device,
+            context.teacher_file,
+            self._fetch,
+        )
 
     def run(self, job: Job) -> TrialRecord:
         """Run one trial and return its record; whatever goes wrong inside becomes a failed record with the reason.
@@ -195,9 +196,9 @@ class TrialRunner:
             network = model_copy(origin)
             copies = decomposed_kernels(network, job.plan, specs=context.specs, stats=self._statistics())
         with clock("tune"):
-            recovery = replace(context.recovery, steps=job.fidelity.steps - self._last_steps(job))
+            recovery = replace(context.recovery, steps=self._restorer.first_steps(job.plan, job.fidelity))
             curve = train_with_pull(
-                network, copies, context.task, recovery, job.pull, context.seed, context.device, self._teach()
+                network, copies, context.task, recovery, job.pull, context.seed, context.device, self._restorer.teacher
             )
         with clock("other"):
             save_weights(network, carrier_file(context.directory, job))
@@ -225,7 +226,7 @@ class TrialRunner:
         kept = cost.kept(self.context.dense_cost)
         with clock("evaluate"):
             before = evaluate(model, context.task, "validation", context.device)
-        model, best = self._batch_norm(model, before, job.fidelity, clock)
+        model, best = self._restorer.batch_norm(model, before, job.fidelity, clock)
         base = TrialRecord(
             number=job.number,
             plan=job.plan,
@@ -248,16 +249,9 @@ class TrialRunner:
         )
         if job.gate is not None and (reason := job.gate.hopeless(best.score, kept)):
             return replace(base, reason=reason)
-        reason = ""
-        quantized, last = bool(leaves(model)), self._last_steps(job)
-        if job.fidelity.steps > last and not job.pull:
-            model, best, curve, reason = self._fine_tune(
-                model, best, context.recovery, job.fidelity.steps - last, clock
-            )
-        if quantized:
-            model, best, more, said = self._quantize(model, job.fidelity, last, clock)
-            curve += tuple((job.fidelity.steps - last + step, loss) for step, loss in more)
-            reason = "; ".join(filter(None, (reason, said)))
+        model, best, more, reason = self._restorer.restore(
+            model, best, job.plan, job.fidelity, clock, trained=bool(job.pull)
+        )
         with clock("other"):
             if job.fidelity.steps or not job.probe:  # what cost next to nothing is made again where it is needed
                 save_weights(model, weights_file(context.directory, job))
@@ -269,7 +263,7 @@ class TrialRunner:
             status="complete",
             score=best.score,
             loss=best.loss,
-            curve=curve,
+            curve=curve + more,
             reason=reason,
             measured=measured,
         )
@@ -340,93 +334,14 @@ class TrialRunner:
         pairs = [(layer.latency_dense_ms or 0.0, layer.latency_ms or 0.0) for layer in layers]
         return replace(cost, latency_ms=predicted_latency(dense.latency_ms or 0.0, pairs)), layers
 
-    def _batch_norm(
-        self, model: nn.Module, before: Evaluation, fidelity: Fidelity, clock: Clock
-    ) -> tuple[nn.Module, Evaluation]:
-        """Re-estimate the batch-norm statistics where that lowers the validation loss (or always, when told so)."""
-        context = self.context
-        if not fidelity.batch_norm:
-            return model, before
-        with clock("batch_norm"):
-            # As in training: statistics of images that are not augmented would cost accuracy.
-            steps = -(-context.recovery.calibration // BATCH_NORM_BATCH)
-            batches = context.task.train_batches(steps, BATCH_NORM_BATCH, context.seed, context.device)
-            laid = context.task.channels_last(context.device)
-            other = reestimate_batch_norm(model, batches, context.device, laid)
-        if other is None:
-            return model, before
-        with clock("evaluate"):
-            after = evaluate(other, context.task, "validation", context.device)
-        if context.recovery.batch_norm == "always" or after.loss < before.loss:
-            return other, after
-        return model, before
-
-    def _last_steps(self, job: Job) -> int:
-        """Return how many of a trial's steps are taken with quantization."""
-        quantized = any(choice.weight_bits is not None for _, choice in job.plan.layers)
-        return round(self.context.quantization.qat * job.fidelity.steps) if quantized else 0
-
-    def _quantize(
-        self, model: nn.Module, fidelity: Fidelity, steps: int, clock: Clock
-    ) -> tuple[nn.Module, Evaluation, Curve, str]:
-        """Quantize the layers with bits, correct the batch norms, and take the last steps with quantization."""
-        context = self.context
-        with clock("quantize"):
-            taken = context.task.calibration_batches(context.quantization.calibration, BATCH_NORM_BATCH, context.device)
-            calibrate(model, (batch.inputs for batch in taken), context.quantization)
-        with clock("evaluate"):
-            before = evaluate(model, context.task, "validation", context.device)
-        model, best = self._batch_norm(model, before, fidelity, clock)
-        if not steps:
-            return model, best, (), ""
-        recovery = replace(context.recovery, lr=context.recovery.peak * context.quantization.qat_rate, warmup=0)
-        return self._fine_tune(model, best, recovery, steps, clock)
-
-    def _fine_tune(
-        self, model: nn.Module, start: Evaluation, recovery: Recovery, steps: int, clock: Clock
-    ) -> tuple[nn.Module, Evaluation, Curve, str]:
-        """Fine-tune, and keep the untuned weights where tuning only made the model worse."""
-        context = self.context
-        recovery = replace(recovery, steps=steps)
-        untuned = copy.deepcopy(model.state_dict())
-        with clock("tune"):
-            curve = fine_tune(model, context.task, recovery, context.seed, context.device, self._teach())
-        with clock("evaluate"):
-            after = evaluate(model, context.task, "validation", context.device)
-        if better(start.score, after.score, context.task.direction):
-            model.load_state_dict(untuned)
-            note = f"the fine-tune did not help ({start.score:.2f} → {after.score:.2f}): the untuned weights are kept"
-            return model, start, curve, note
-        return model, after, curve, ""
-
-    def _teach(self) -> Teacher:
-        if self._teacher is None:
-            context = self.context
-            if context.teacher_file is not None:
-                for file in (context.teacher_file, note_of(context.teacher_file)):
-                    self._fetch(file)
-            self._teacher = Teacher.build(
-                context.task, context.recovery, context.seed, context.device, context.teacher_file
-            )
-        return self._teacher
-
 
 def with_their_bits(plan: Plan, fitted: Sequence[LayerResult], specs: Sequence[LayerSpec]) -> tuple[LayerResult, ...]:
     """Return the results of a plan of which `fitted` are those of the same plan without bits."""
     known, sizes = {layer.name: layer for layer in fitted}, {spec.name: spec for spec in specs}
-    found = []
-    for name, choice in plan.layers:
-        if name in known:
-            found.append(replace(known[name], choice=choice))
-        else:
-            spec = sizes[name]
-            found.append(LayerResult(name, choice, 0.0, spec.macs, spec.params, spec.macs, spec.params, full_rank=()))
-    return tuple(found)
-
-
-def better(a: float, b: float, direction: Direction) -> bool:
-    """Whether score `a` is strictly better than score `b`."""
-    return a > b if direction == "max" else a < b
+    return tuple(
+        replace(known[name], choice=choice) if name in known else kept_result(sizes[name], choice)
+        for name, choice in plan.layers
+    )
 
 
 def versions() -> dict[str, str]:

@@ -43,6 +43,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("gate",),
     ("config", "job", "schedule", "stopping", "progress"),
     ("fitestimate", "fitting", "errortable", "replay", "lossrise"),
+    ("restore",),
     ("trial", "trialfiles"),
     ("journal", "usercode", "remotedir", "mirror", "remotewatch", "reuse", "following"),
     (

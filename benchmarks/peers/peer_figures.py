@@ -14,8 +14,8 @@ from autorank import measure
 from autorank.evaluate import evaluate
 from autorank.plan import apply
 from autorank.recover import reestimate_batch_norm
+from autorank.restore import BATCH_NORM_BATCH
 from autorank.tasks import Task
-from autorank.trial import BATCH_NORM_BATCH
 from autorank.types import Plan
 
 TEST_IMAGES = 2000
