@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from autorank import pytrees
 from autorank.tasks import Task
@@ -80,6 +81,16 @@ class Comparison:
     score: float | None
     examples: int
     checks: dict[str, tuple[Check, ...]]
+
+
+def runner(model: nn.Module, device: str = "cpu") -> Runner:
+    """Return what runs a model, which is moved to the device, on inputs on the CPU."""
+    model = model.to(device).eval()
+
+    def run(inputs: tuple[Tensor, ...]) -> Any:
+        return tree_map_only(Tensor, lambda x: x.detach().cpu(), model(*(x.to(device) for x in inputs)))
+
+    return run
 
 
 def compare(

@@ -10,10 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from autorank import artifacts
-from autorank.comparing import Candidate, Check
+from autorank.comparing import Candidate, Check, compare, runner
+from autorank.copying import model_copy
+from autorank.quant import leaves
+from autorank.quant.deploy import deployable
 from autorank.quant.onnx_int8 import kernels, make_integer, session
 from autorank.tasks import Task
 
@@ -103,18 +106,38 @@ def _inputs(task: Task, traced: artifacts.Trace) -> Iterator[tuple[Tensor, ...]]
     yield from taken or [traced.inputs]
 
 
-def dense_onnx(task: Task, path: Path) -> None:
-    """Write the dense model, in floating point, to be timed beside the other file."""
-    model = task.model().cpu().eval()
-    traced = artifacts.trace(model, task.example_inputs)
+def write(task: Task, model: nn.Module, path: Path) -> int | None:
+    """Write a model as ONNX, with whole numbers where it has bits, to be timed.
+
+    Returns
+    -------
+    int or None
+        The batch size, where it had to be fixed (0: all sizes are those of the task's example).
+    """
+    model = model_copy(model).cpu().eval()
+    quantized = any(leaf.weight_on for leaf in leaves(model).values())
+    program = deployable(model) if quantized else model
+    traced = artifacts.trace(program, task.example_inputs)
     with torch.no_grad():
-        artifacts.write_onnx(traced, model, model(*traced.inputs), path)
+        artifacts.write_onnx(traced, program, program(*traced.inputs), path)
+    if quantized:
+        reference = runner(model)
+
+        def checked(candidate: Candidate) -> Sequence[Check]:
+            with torch.no_grad():
+                return compare(reference, [candidate], task, CALIBRATION, 0.0).checks.get(candidate.file, ())
+
+        make_whole(path, task, traced, checked)
+    return traced.batch
 
 
 def latencies(
-    files: Mapping[str, Path], inputs: Mapping[int, tuple[Tensor, ...]], seconds: float = _SECONDS
+    files: Mapping[str, Path],
+    inputs: Mapping[int, tuple[Tensor, ...]],
+    seconds: float = _SECONDS,
+    threads: int = 1,
 ) -> tuple[Latency, ...]:
-    """Time files in ONNX Runtime on one thread, one after the other again and again, so that all meet the same machine.
+    """Time files in ONNX Runtime, one after the other again and again, so that all meet the same machine.
 
     Parameters
     ----------
@@ -124,8 +147,9 @@ def latencies(
         Batch size → inputs.
     seconds : float
         For each batch size.
+    threads : int
     """
-    sessions = {name: session(path) for name, path in files.items()}
+    sessions = {name: session(path, threads) for name, path in files.items()}
     found = []
     for batch, tensors in inputs.items():
         values = [x.detach().cpu().contiguous().numpy() for x in tensors]

@@ -9,15 +9,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch import nn
 
 from autorank import artifacts, deployment
 from autorank import plan as plans
-from autorank.comparing import Candidate, Check, Comparison, Runner, compare, score_tolerance
+from autorank.comparing import Candidate, Check, Comparison, Runner, compare, runner, score_tolerance
 from autorank.copying import model_copy
 from autorank.errors import AutorankError, ExportError
 from autorank.exportdir import FILES, FORMATS, ONNX_DATA, PLAN, REPORT, RERUN
@@ -114,7 +112,7 @@ class Exporter:
     def _safetensors(self, path: Path) -> Runner:
         write_weights(self.model, path, self.metadata)
         rebuilt = plans.build(self.task.model(), self.point.record.plan).cpu()
-        return _runner(read_weights(rebuilt, path, self.point.record.plan_id), self.device)
+        return runner(read_weights(rebuilt, path, self.point.record.plan_id), self.device)
 
     def _pt2(self, path: Path) -> Runner:
         traced = self._trace(path.name)
@@ -157,7 +155,7 @@ class Exporter:
         with tempfile.TemporaryDirectory() as scratch:
             files = {"dense, floating point": Path(scratch) / "dense.onnx", FILES["onnx"]: folder / FILES["onnx"]}
             try:
-                deployment.dense_onnx(self.task, files["dense, floating point"])
+                deployment.write(self.task, self.task.model(), files["dense, floating point"])
                 inputs = {
                     size: batch_one(self.task.example_inputs, size) if size else self.task.example_inputs
                     for size in sizes
@@ -189,7 +187,7 @@ class Exporter:
         return Candidate(FILES[name], run, _HALF if half else _TOLERANCES[name])
 
     def _reference(self) -> Runner:
-        return _runner(self.model if self.device == "cpu" else model_copy(self.model), self.device)
+        return runner(self.model if self.device == "cpu" else model_copy(self.model), self.device)
 
     def _compare(self, reference: Runner, candidates: Sequence[Candidate], examples: int) -> Comparison:
         with _on_validation_data():
@@ -251,15 +249,6 @@ def _writers() -> dict[str, str]:
     from importlib.metadata import version
 
     return {name: version(name) for name in ("safetensors", "onnx", "onnxscript", "onnxruntime")}
-
-
-def _runner(model: nn.Module, device: str) -> Runner:
-    model = model.to(device).eval()
-
-    def run(inputs: tuple[Tensor, ...]) -> Any:
-        return tree_map_only(Tensor, lambda x: x.detach().cpu(), model(*(x.to(device) for x in inputs)))
-
-    return run
 
 
 @contextmanager

@@ -9,10 +9,11 @@ from torch import nn
 
 from autorank import measure
 from autorank.evaluate import evaluate
+from autorank.fronttime import ORIGINAL, has_bits, timer
 from autorank.job import job_of
 from autorank.progress import Reporter
 from autorank.trial import TrialContext, TrialRunner
-from autorank.types import Choice, DenseFigures, FrontPoint, TrialRecord
+from autorank.types import Choice, DenseFigures, FrontPoint, Runtime, TrialRecord
 
 # A layer counts as slower only beyond what two timings of the same layer differ by.
 SLOWER_BY = 1.05
@@ -48,18 +49,20 @@ def measure_front(
     Returns
     -------
     points : tuple of FrontPoint
-        Test score (None without test data), latency and its spread, layers slower than their dense originals. Without
-        latency where a plan has bits: that is measured on the whole-number file, at export.
+        Test score (None without test data), latency and its spread, layers slower than their dense originals. Where a
+        plan has bits, all latencies are those of ONNX files in ONNX Runtime.
     dense : DenseFigures
         Test score and latency of the dense model, measured beside them.
     """
     known = known or {}
-    fresh = tuple(record for record in front if record.number not in known)
+    runtime: Runtime = "onnxruntime" if has_bits(front) else "pytorch"
+    # With the first plan that has bits, all times are taken again, by the same clock.
+    clocked = known_dense is None or known_dense.runtime == runtime
+    fresh = tuple(record for record in front if record.number not in known or not clocked)
     if not fresh and known_dense is not None:
         return tuple(known[record.number] for record in front), known_dense
     runner = TrialRunner(context)
     task, device = context.task, context.device
-    inputs = tuple(x.to(device) for x in measure.batch_one(task.example_inputs, batch))
 
     def test_score(model: nn.Module) -> float | None:
         return evaluate(model, task, "test", device).score if task.size("test") else None
@@ -67,26 +70,31 @@ def measure_front(
     what = "front: test score and latency"
     before = torch.get_num_threads()
     torch.set_num_threads(max(before, context.threads))
+    scores: dict[int, float | None] = {number: point.test_score for number, point in known.items()}
     try:
-        dense_model = task.model().to(device).eval()
-        dense_test = known_dense.test_score if known_dense is not None else test_score(dense_model)
-        timing = measure.time_module(dense_model, inputs, threads, device=device)
-        dense = DenseFigures(dense_test, timing.median_ms, timing.spread_ms, batch, threads, device)
-        times = _layer_times(fresh, context, threads, batch)
-        points = dict(known)
-        for done, record in enumerate(fresh):
-            reporter.step(what, done, len(fresh))
-            model = runner.model(job_of(record, records))
-            if any(choice.bits for _, choice in record.plan.layers):
-                # Layers with bits only act as if, in floating point; their time is that of the exported file.
-                points[record.number] = FrontPoint(record, test_score(model), None, None, ())
-                continue
-            timing = measure.time_module(model, inputs, threads, device=device)
-            slower = _slower(record, times)
-            points[record.number] = FrontPoint(record, test_score(model), timing.median_ms, timing.spread_ms, slower)
+        with timer(runtime, task, batch, threads, device, reporter.say) as clock:
+            dense_model = task.model().to(device).eval()
+            dense_test = known_dense.test_score if known_dense is not None else test_score(dense_model)
+            clock.add(ORIGINAL, dense_model)
+            layer_times = _layer_times(fresh, context, threads, batch)
+            for done, record in enumerate(fresh):
+                reporter.step(what, done, len(fresh))
+                model = runner.model(job_of(record, records))
+                if record.number not in scores:
+                    scores[record.number] = test_score(model)
+                clock.add(record.number, model)
+            times = clock.times()
         reporter.step(what, len(fresh), len(fresh))
     finally:
         torch.set_num_threads(before)
+    missing = None, None
+    median, spread = times.of.get(ORIGINAL, missing)
+    dense = DenseFigures(dense_test, median, spread, times.batch, threads, times.device, runtime)
+    points = dict(known)
+    for record in fresh:
+        slower = () if runtime != "pytorch" else _slower(record, layer_times)
+        median, spread = times.of.get(record.number, missing)
+        points[record.number] = FrontPoint(record, scores[record.number], median, spread, slower)
     return tuple(points[record.number] for record in front), dense
 
 

@@ -14,6 +14,7 @@ from autorank.deployment import Latency
 from autorank.privacy import public, without_secrets
 from autorank.types import DENSE, DenseFigures, FrontPoint, Plan, SweepHeader
 
+_RUNTIMES = {"pytorch": "PyTorch", "onnxruntime": "ONNX Runtime"}
 _RATIOS = {"macs": "MACs", "params": "Parameters", "bytes": "Bytes of the parameters", "bops": "Bit operations"}
 
 
@@ -112,14 +113,12 @@ def _figures(header: SweepHeader, point: FrontPoint, dense: DenseFigures | None)
             if before is None or after is None or (name == "bops" and not _has_bits(record.plan)):
                 continue
             rows.append([label, f"{before:,}", f"{after:,}", f"{kept[f'{name}_kept']:.1%} kept"])
-    if _has_bits(record.plan):
-        rows.append(["Latency in PyTorch", "", "not measured: there the layers with bits only act as if", ""])
-    else:
-        rows.append(_latency(header, point, dense))
+    rows.append(_latency(header, point, dense))
     lines = [_table(["", "dense", "compressed", "change"], rows)]
     if dense is not None and point.latency_ms is not None:
         lines.append(
-            f"Latency: median ± interquartile range on {_text(dense.device)}, batch {dense.batch}, "
+            f"Latency: median ± interquartile range in {_RUNTIMES[dense.runtime]} on {_text(dense.device)}, "
+            f"batch {dense.batch}, "
             f"{dense.threads} thread{'s' if dense.threads != 1 else ''}, nothing else running; both models in one go."
         )
     if point.slower_layers:

@@ -160,7 +160,7 @@ def test_slower_layers_are_flagged(report: str) -> None:
 
 
 def test_how_latency_was_taken(report: str) -> None:
-    assert "median ± interquartile range on cpu, batch 8, 2 threads" in report
+    assert "median ± interquartile range in PyTorch on cpu, batch 8, 2 threads" in report
 
 
 def test_checks_passed_and_failed(report: str) -> None:

@@ -257,6 +257,10 @@ def tally(records: Collection[TrialRecord]) -> str:
     return f"{text} and {probes} probe{'' if probes == 1 else 's'}" if probes else text
 
 
+Runtime = Literal["pytorch", "onnxruntime"]
+"""Where the latencies of a front were taken."""
+
+
 @dataclass(frozen=True, slots=True)
 class DenseFigures:
     """The dense model, measured beside the final front: test score, latency and how it was taken."""
@@ -267,6 +271,7 @@ class DenseFigures:
     batch: int = 1
     threads: int = 1
     device: str = "cpu"
+    runtime: Runtime = "pytorch"
 
 
 @dataclass(frozen=True, slots=True)
