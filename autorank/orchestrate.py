@@ -200,7 +200,7 @@ def _tuner_parts(ray: Any, seats: Seats) -> tuple[Any, Any, Any]:
         def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
             if part := gone(ray):
                 raise SweepError(f"Ray's {part} died")  # Tune would wait for it for ever
-            seats.look()
+            seats.begin_round()
 
     class SeatStopper(_Forgotten, tune.Stopper):
         """Ends the run, and with it workers that still wait for their place."""

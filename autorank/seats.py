@@ -31,6 +31,9 @@ MAX_STILLBORN = 3
 PATIENCE_S = 60.0
 """Seconds without a single worker after which it is said that the trials wait."""
 
+GRACE_S = 1.0
+"""Seconds that a trial has beyond its limit, in which the driver looks whether its result is there already."""
+
 IDLE_SHARE, IDLE_S = 0.02, (0.02, 1.0)
 """A worker without a job asks again after this share of a trial's time, within these seconds."""
 
@@ -42,6 +45,7 @@ class Seat:
     actor: Any = None
     job: Job | None = None
     begun: float = 0.0
+    overdue: tuple[int, float] | None = None
     late: bool = False
 
 
@@ -85,6 +89,7 @@ class Seats:
         self._deaths: dict[int, int] = {}
         self._stillborn, self._most = 0, 0
         self._ended = False
+        self._round = 0
         self._mean = 0.0
         self._alone_since: float | None = None
         self.failure: Exception | None = None
@@ -119,14 +124,23 @@ class Seats:
 
     def look(self) -> None:
         """Notice a wish to stop, and trials that take too long."""
-        if self._stop.reason and not self._ended:
+        if self._stop.reason and (self._waiting or not self._ended):
             self._end()
         now = time.monotonic()
         self._tell_of_waiting(now)
         for seat in self._running():
             if self._timeout is not None and now - seat.begun > self._timeout and not seat.late:
-                seat.late = True
-                self._kill(seat.actor)
+                seat.overdue = seat.overdue or (self._round, now)
+                since, then = seat.overdue
+                # While the driver was busy the result may have come: all that had is taken in so many rounds.
+                if self._round - since > len(self._seats) and now - then > GRACE_S:
+                    seat.late = True
+                    self._kill(seat.actor)
+
+    def begin_round(self) -> None:
+        """Look, and count the rounds in each of which the driver takes at most one result."""
+        self._round += 1
+        self.look()
 
     def _tell_of_waiting(self, now: float) -> None:
         """Say once that no worker starts, when that has gone on for long; say so again after there was one."""
@@ -172,7 +186,7 @@ class Seats:
         self.look()
         job = self._waiting.pop(0) if self._waiting else self._ask()
         if isinstance(job, Job):
-            seat.job, seat.begun, seat.late = job, time.monotonic(), False
+            seat.job, seat.begun, seat.overdue, seat.late = job, time.monotonic(), None, False
             return {"job": job.to_json()}
         if job is None:
             del self._seats[name]

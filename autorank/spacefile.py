@@ -24,6 +24,7 @@ Names match as a glob (``layer3.*``), as a regular expression over the whole nam
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -61,17 +62,33 @@ def _distinct(value: list[Any]) -> list[Any]:
     return value
 
 
+LONGEST, MOST_REPEATS = 1000, 10_000
+"""Characters of a regular expression, and the product of its counts in braces."""
+
+_REPEAT = regex.compile(r"\{(\d{0,30}),?(\d{0,30})\}")
+
+
 def _is_pattern(value: str) -> str:
     kind, _, rest = value.partition(":")
     if not value or (kind in ("re", "type") and not rest):
         raise PydanticCustomError("pattern", "an empty pattern matches nothing")
     if kind == "re":
         try:
-            regex.compile(rest)
-        except (regex.error, OverflowError, RecursionError) as error:
-            why = {"value": value, "error": str(error)}
+            _check_expression(rest)
+        except (regex.error, ValueError, OverflowError, RecursionError) as error:
+            why = {"value": value if len(value) <= 100 else f"{value[:97]}...", "error": str(error)}
             raise PydanticCustomError("pattern", "{value} is not a regular expression: {error}", why) from None
     return value
+
+
+def _check_expression(text: str) -> None:
+    """Refuse what is no regular expression, and what would be a gigabyte when it is compiled: repeats are spelt out."""
+    if len(text) > LONGEST:
+        raise ValueError(f"it has {len(text)} characters, and may have {LONGEST}")
+    counts = [max(int(number or 1) for number in found) for found in _REPEAT.findall(text)]
+    if math.prod(counts) > MOST_REPEATS:
+        raise ValueError(f"its repeats are more than {MOST_REPEATS:,} together")
+    regex.compile(text)
 
 
 Pattern = Annotated[str, AfterValidator(_is_pattern)]

@@ -52,6 +52,11 @@ class Room:
             self.seats.sit(names[-1])
         return names
 
+    def rounds(self, count: int) -> None:
+        """Let the driver go round so often."""
+        for _ in range(count):
+            self.seats.begin_round()
+
     def turn(self, name: str, number: int) -> list[dict]:
         """Let a worker give back the record of a job; return what it is given, with how many records were kept then."""
         given: list[dict] = []
@@ -67,6 +72,11 @@ class Room:
 
 def number_of(given: dict) -> int:
     return given["job"]["number"]
+
+
+@pytest.fixture(autouse=True)
+def no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(seats, "GRACE_S", -1.0)
 
 
 @pytest.mark.parametrize(("jobs", "workers", "seats"), [(10, 3, 3), (2, 5, 2), (0, 3, 0)])
@@ -184,8 +194,7 @@ def test_a_trial_that_takes_too_long_fails_and_is_not_run_again() -> None:
     room = Room(1, timeout=-1.0)
     (name,) = room.fill(1)
     room.seats.free(name, "actor")
-    room.seats.look()
-    room.seats.look()
+    room.rounds(4)
     assert room.killed == ["actor"]
     room.seats.lost(name)
     assert room.taken[0].reason == "took longer than -1 s"
@@ -200,6 +209,40 @@ def test_workers_that_die_while_they_start_end_the_search() -> None:
             room.seats.lost(name)
     assert isinstance(room.seats.failure, SweepError)
     assert room.seats.over
+
+
+def test_a_trial_that_was_done_while_the_driver_was_busy_is_not_too_late() -> None:
+    room = Room(3, timeout=-1.0)
+    first, second = room.fill(2)
+    room.seats.free(first, "first")
+    room.seats.free(second, "second")
+    room.rounds(2)  # in each of these a result may have been taken
+    room.finish(first, 0)
+    room.finish(second, 1)
+    room.rounds(9)
+    assert room.killed == []
+    assert [record.status for record in room.taken] == ["complete", "complete"]
+
+
+def test_nothing_that_waits_is_started_after_a_stop() -> None:
+    room = Room(2)
+    names = room.fill(2)
+    assert not room.seats.wanted()  # all jobs are handed out, and none has begun
+    room.stop.interrupt()
+    room.seats.look()
+    assert room.seats.over
+    assert room.seats.free(names[0], names[0]) == {}
+
+
+def test_the_job_of_a_worker_that_died_last_does_not_outlive_a_stop() -> None:
+    room = Room(1)
+    (name,) = room.fill(1)
+    room.seats.free(name, name)
+    room.seats.lost(name)
+    room.stop.interrupt()
+    room.seats.look()
+    assert room.seats.over
+    assert not room.seats.wanted()
 
 
 def test_a_wish_to_stop_lets_the_running_trials_end_and_starts_none() -> None:
@@ -257,7 +300,7 @@ def test_a_late_result_does_not_make_the_next_trial_late() -> None:
     room = Room(2, timeout=-1.0)
     (name,) = room.fill(1)
     room.seats.free(name, "actor")
-    room.seats.look()
+    room.rounds(4)
     room.finish(name, 0)
     assert number_of(room.seats.free(name, "actor")) == 1
     room.seats.lost(name)

@@ -489,6 +489,14 @@ WRONG = {
     "no match": ({"version": 1, "rules": [{"formats": ["tucker2"]}]}, r"rules\[0\].match: this key is missing"),
     "rules as mapping": ({"version": 1, "rules": {"a": 1}}, "rules: .* is not a list"),
     "bad expression": ({"version": 1, "dense": ["re:("]}, r"dense\[0\]: re:\( is not a regular expression"),
+    "expression that grows": (
+        {"version": 1, "dense": ["re:((a{1000}){1000}){10}"]},
+        r"is not a regular expression: its repeats are more than 10,000 together",
+    ),
+    "long expression": (
+        {"version": 1, "dense": ["re:" + "(a|b)?" * 20000]},
+        r"re:\(a\|b\).*\.\.\. is not a regular expression: it has 120000 characters, and may have 1000",
+    ),
     "empty pattern": ({"version": 1, "dense": [""]}, r"dense\[0\]: an empty pattern"),
     "section as list": ({"version": 1, "defaults": []}, r"defaults: \[\] is not a mapping"),
 }
@@ -512,7 +520,7 @@ MISFITS = {
     ),
     "expression": ({"dense": ["re:.*downsampel.*"]}, "re:.*downsampel.* matches no layer; the nearest .*downsample"),
     "endless expression": (
-        {"dense": [r"re:((\w|\.|[a-z])+)+!"]},
+        {"dense": ["re:" + "(.*)" * 24 + r"\1(?<!1)"]},
         "'re:.*' takes more than 1 s to match the name 'layer1.0.conv1'; write it without repeats inside repeats",
     ),
     "type": ({"dense": ["type:conv3d"]}, "'type:conv3d' matches no layer; the kinds in this model are conv2d, linear"),
