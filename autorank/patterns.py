@@ -16,6 +16,10 @@ PATIENCE_S = 1.0
 """Seconds that a regular expression may take on a name: some never come to an end."""
 
 
+class EndlessError(SpaceError):
+    """A regular expression does not come to an end."""
+
+
 def matches(pattern: str, name: str, kind: str) -> bool:
     """Say whether `pattern` means the layer.
 
@@ -25,14 +29,14 @@ def matches(pattern: str, name: str, kind: str) -> bool:
 
     Raises
     ------
-    SpaceError
+    EndlessError
         A regular expression takes more than `PATIENCE_S` on the name.
     """
     if pattern.startswith("re:"):
         try:
             return regex.fullmatch(pattern[3:], name, timeout=PATIENCE_S) is not None
         except TimeoutError:
-            raise SpaceError(
+            raise EndlessError(
                 f"the regular expression {pattern!r} takes more than {PATIENCE_S:g} s to match the name {name!r}; "
                 "write it without repeats inside repeats"
             ) from None
@@ -92,6 +96,13 @@ def check_patterns(file: SpaceFile, profile: ModelProfile) -> dict[str, str]:
         A pattern, or the conditions of a rule together, match no layer. A pattern under ``dense`` may also mean a layer
         that the profile leaves alone anyway; one of a rule may not, and the message gives the profile's reason.
     """
+    try:
+        return _checked(file, profile)
+    except EndlessError as error:
+        raise SpaceError(f"{file.source}: {error}") from None
+
+
+def _checked(file: SpaceFile, profile: ModelProfile) -> dict[str, str]:
     specs = profile.layers
     dense: dict[str, str] = {}
     for i, pattern in enumerate(file.dense):
