@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 
 import autorank
-from autorank import formats, strategies
-from autorank.errors import AutorankError, ConfigError, SpaceError
+from autorank import deployment, formats, strategies
+from autorank.errors import AutorankError, ConfigError, ExportError, SpaceError
 from autorank.errortable import candidate_errors
 from autorank.evaluate import evaluate
 from autorank.front import Objective
@@ -125,6 +127,14 @@ def test_the_error_of_a_kernel_on_its_levels_is_that_of_rounding(tiny: Any) -> N
             eight, four = (table[name, replace(plain, weight_bits=bits)].weight for bits in (8, 4))
             assert eight == pytest.approx(fitted, rel=0.02)
             assert abs(four - fitted) >= abs(eight - fitted)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_files_to_be_timed() -> Iterator[None]:
+    """Writing an ONNX file for every point of every front takes minutes; tests/test_fronttime.py is about them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(deployment, "write", Mock(side_effect=ExportError("not in this test")))
+        yield
 
 
 def settings(tmp_path: Path, **more: Any) -> dict[str, Any]:
