@@ -18,7 +18,7 @@ from typing import Any
 
 from autorank.config import SweepConfig
 from autorank.errors import SweepError, describe
-from autorank.usercode import code_files
+from autorank.usercode import code_files, files_named
 
 # Before the first import: ray reads these once.
 QUIET = {
@@ -268,13 +268,14 @@ def code_directory(names: tuple[str | None, ...], started_in: str) -> Path | Non
     return None
 
 
+@files_named(SweepError, "make it readable, or leave it out: move it elsewhere, or let its name begin with a dot")
 def packed(root: Path, folder: Path) -> Path:
     """Write the code below `root` (see `code_files`) into a zip file in `folder` and return its path.
 
     Raises
     ------
     SweepError
-        There is too much of it.
+        There is too much of it, or a file cannot be read.
     """
     target = folder / "code.zip"
     size = count = 0

@@ -13,7 +13,7 @@ import yaml
 from autorank.config import SweepConfig
 from autorank.errors import ConfigError
 from autorank.privacy import lost, to_keep
-from autorank.usercode import code_files
+from autorank.usercode import code_files, files_named
 
 SETTINGS = "sweep.yaml"
 FILES = "files"
@@ -22,6 +22,7 @@ MOST_BYTES = 200 * 2**20
 """Ray takes half a gigabyte packed, and sends it to every node."""
 
 
+@files_named(ConfigError, "make it readable; code that is not needed is left out with --exclude")
 def pack(
     config: SweepConfig, folder: Path, code: Path, *, exclude: Sequence[str] = (), paths_are_there: bool = False
 ) -> list[str]:
@@ -48,14 +49,10 @@ def pack(
     Raises
     ------
     ConfigError
-        A setting holds a secret, a file is not there, or all together is too large.
+        A setting holds a secret, a file is not there or cannot be read, or all together is too large.
     """
     settings = config.model_dump(mode="json", exclude_unset=True)
-    if secret := lost(to_keep(settings)):
-        raise ConfigError(
-            f"{secret} holds a secret, which would be stored on the cluster: write ${{NAME}} in its place, and set "
-            "NAME in the environment of the cluster's nodes"
-        )
+    refuse_secrets(settings)
     settings.pop("sweep_dir", None)
     if "address" in SweepConfig.model_fields and config.executor == "ray":
         settings["address"] = "auto"
@@ -72,6 +69,15 @@ def pack(
     _check(sizes)
     (folder / SETTINGS).write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
     return notes
+
+
+def refuse_secrets(settings: Mapping[str, Any]) -> None:
+    """Raise ConfigError when a setting that the cluster would keep, and show to its users, holds a secret."""
+    if secret := lost(to_keep(settings)):
+        raise ConfigError(
+            f"{secret} holds a secret, which would be stored on the cluster: write ${{NAME}} in its place, and set "
+            "NAME in the environment of the cluster's nodes"
+        )
 
 
 def _take(settings: dict[str, Any], key: str, folder: Path, sizes: dict[str, int]) -> list[str]:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,6 +13,7 @@ from autorank.dashboards.library import Library, SweepView
 from autorank.journal import FILE_NAME, read
 from autorank.sweep import open_sweep
 from tests.dashboards.samples import BEGAN, Growing, write_many, write_sweep
+from tests.nobody import as_nobody
 from tests.sweep_samples import HOSTILE
 
 
@@ -34,18 +32,6 @@ def until(condition: object) -> None:
     """Wait until a condition holds; the test runner ends what never does."""
     while not condition():  # type: ignore[operator]
         time.sleep(0.01)
-
-
-@contextmanager
-def as_nobody() -> Iterator[None]:
-    """Give up the right to read everything, which the administrator has."""
-    user = os.geteuid()
-    if user == 0:
-        os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(user)
 
 
 def test_a_view_says_what_the_sweep_found(tmp_path: Path) -> None:
