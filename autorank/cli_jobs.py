@@ -97,7 +97,7 @@ def _submit(
     check_sweep_dir(settings.sweep_dir)
     if not resume and (settings.model is None or settings.data is None):
         raise ConfigError("name --model and --data, or model: and data: in a sweep file")
-    changes = _resume_flags(settings) if resume else []
+    changes = _changes(settings) if resume else {}
     server = Jobs(address)
     if server.open_to_all:
         _note(f"{server.address} asks for no token: whoever reaches it can run anything there")
@@ -115,14 +115,14 @@ def _submit(
     _say(f"follow it: autorank logs {job} --follow{where}; stop it: autorank stop {job}{where}")
 
 
-def _resume_flags(settings: Any) -> list[str]:
-    """Return the arguments of `autorank resume` for what was given; anything else cannot change."""
+def _changes(settings: Any) -> dict[str, Any]:
+    """Return what was given, when `autorank resume` takes it; anything else cannot change."""
     given = settings.model_dump(mode="json", exclude_unset=True)
     names = {"trials", "max_time", "workers", "device", "executor", "tracking_uri"}
     wrong = sorted(set(given) - names - {"sweep_dir"})
     if wrong:
         raise ConfigError(f"{wrong[0]} cannot change when a sweep is resumed; only {', '.join(sorted(names))} can")
-    return [f"--{key.replace('_', '-')}={value}" for key, value in given.items() if key in names]
+    return {key: value for key, value in given.items() if key in names}
 
 
 def jobs(

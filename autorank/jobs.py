@@ -9,7 +9,7 @@ import re
 import secrets
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -163,10 +163,14 @@ class Jobs:
         return named, notes
 
     def resume(
-        self, sweep_dir: str, arguments: Sequence[str] = (), *, driver_cpus: float = 0, driver_gpus: float = 0
+        self, sweep_dir: str, changes: Mapping[str, Any], *, driver_cpus: float = 0, driver_gpus: float = 0
     ) -> str:
-        """Go on with a sweep that a job began; `arguments` are those of `autorank resume`. Returns the new job's id."""
+        """Go on with a sweep that a job began, with settings that `autorank resume` takes. Returns the new job's id."""
+        from autorank.jobfiles import refuse_secrets
+
         check_sweep_dir(sweep_dir)
+        refuse_secrets(changes)  # whoever lists jobs sees their arguments
+        arguments = [f"--{key.replace('_', '-')}={value}" for key, value in changes.items()]
         return self._start("resume", sweep_dir, arguments, (driver_cpus, driver_gpus))
 
     def _start(

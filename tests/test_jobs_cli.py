@@ -172,6 +172,13 @@ def test_an_address_that_is_none(monkeypatch: pytest.MonkeyPatch, address: str |
         Jobs(address)
 
 
+def test_a_secret_is_refused_before_a_sweep_is_gone_on_with(call: Call) -> None:
+    uri = "postgresql://runs:geheim7@db/ml"
+    said = call("submit", "--resume", "--sweep-dir", "/shared/net", "--tracking-uri", uri, fails=True)
+    assert "tracking_uri holds a secret" in said.stderr
+    assert "geheim7" not in said.stdout + said.stderr
+
+
 def test_a_job_that_is_not_there(call: Call) -> None:
     said = call("logs", "autorank-gone", fails=True).stderr
     assert "has no job 'autorank-gone'" in said
