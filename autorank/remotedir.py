@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from autorank.errors import ConfigError, SweepError
+from autorank.errors import ConfigError, SweepError, describe
 from autorank.journal import FILE_NAME, LOCK_NAME
 from autorank.privacy import MASK, filled, lost, public
 from autorank.remotestore import RemoteError, Store, is_kept, is_url
@@ -26,6 +26,12 @@ from autorank.trouble import tell
 
 NOTE = "remote.json"
 """File of a working copy that says whose copy it is."""
+
+
+class CopyError(SweepError):
+    """A working copy cannot be written."""
+
+
 _given: dict[Path, str] = {}  # secrets of a URL are in no file
 
 
@@ -117,25 +123,26 @@ def opened(place: Path | str, *, everything: bool = False, new: bool = False) ->
 
 def refresh(directory: Path, url: str, store: Store, *, everything: bool = False, new: bool = False) -> None:
     """Bring a working copy in line with its URL, unless a process of this machine works in it."""
-    for _ in range(2):
-        there = store.journal()
-        if not there and not (directory / FILE_NAME).exists() and not new:
-            raise SweepError(f"{store.url} holds no sweep (give the URL that the search was given)")
-        make(directory, url)
-        with held(directory) as free:
-            if free and new and not there and b"\n" in journal_of(directory):
-                raise SweepError(
-                    f"{store.url} holds nothing, but its working copy {directory} holds a sweep: "
-                    f"`autorank resume {store.url}` sends it there; or remove the copy"
-                )
-            if not free:
-                return
-            if extend(directory, there):
-                if everything:
-                    for name, size in store.files().items():
-                        bring(directory, store, name, size)
-                return
-            set_aside(directory, store)
+    with writing(directory):
+        for _ in range(2):
+            there = store.journal()
+            if not there and not (directory / FILE_NAME).exists() and not new:
+                raise SweepError(f"{store.url} holds no sweep (give the URL that the search was given)")
+            make(directory, url)
+            with held(directory) as free:
+                if free and new and not there and b"\n" in journal_of(directory):
+                    raise SweepError(
+                        f"{store.url} holds nothing, but its working copy {directory} holds a sweep: "
+                        f"`autorank resume {store.url}` sends it there; or remove the copy"
+                    )
+                if not free:
+                    return
+                if extend(directory, there):
+                    if everything:
+                        for name, size in store.files().items():
+                            bring(directory, store, name, size)
+                    return
+                set_aside(directory, store)
 
 
 def extend(directory: Path, there: bytes) -> bool:
@@ -178,7 +185,8 @@ def have(directory: Path, path: Path) -> None:
         store, name = Store(url), path.relative_to(directory).as_posix()
         size = store.files().get(name)
         if size is not None:
-            bring(directory, store, name, size)
+            with writing(directory):
+                bring(directory, store, name, size)
 
 
 def send_export(directory: Path, target: Path) -> None:
@@ -188,6 +196,18 @@ def send_export(directory: Path, target: Path) -> None:
         store = Store(url)
         for path in sorted(target.iterdir()):
             store.upload(path.relative_to(directory).as_posix(), path)
+
+
+@contextmanager
+def writing(directory: Path) -> Iterator[None]:
+    """Tell in one line what keeps a working copy from being written."""
+    try:
+        yield
+    except OSError as error:
+        raise CopyError(
+            f"cannot write the working copy {directory}: {error.strerror or describe(error)}; "
+            "AUTORANK_CACHE names another place"
+        ) from None
 
 
 @contextmanager
@@ -223,17 +243,13 @@ def make(directory: Path, url: str) -> None:
     note = {"copy": secrets.token_hex(8)} | _note(directory)
     if note.get("url") == public(url, MASK):
         return
-    try:
+    with writing(directory):
         home().mkdir(parents=True, exist_ok=True)
         home().chmod(0o700)
         directory.mkdir(parents=True, exist_ok=True)
         part = directory / f"{NOTE}.part"
         part.write_text(json.dumps(note | {"url": public(url, MASK)}))
         part.replace(directory / NOTE)
-    except OSError as error:
-        raise SweepError(
-            f"cannot write the working copy {directory}: {error.strerror}; AUTORANK_CACHE names another place"
-        ) from None
 
 
 def _note(directory: Path) -> dict[str, Any]:

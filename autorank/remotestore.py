@@ -164,10 +164,10 @@ class Store:
     def _part(self, wanted: tuple[str, tuple[int, int], int]) -> bytes:
         """Return a part, given by its name and bytes, from a byte of the journal on."""
         name, (first, end), start = wanted
-        raw = self.read(name)
-        if len(raw) != end - first:
+        raw = self.read(name, start - first)
+        if len(raw) != end - start:
             raise RemoteError(f"{self.url}: {name} has not the size that its name says; restore it")
-        return raw[start - first :]
+        return raw
 
     def files(self) -> dict[str, int]:
         """Return name → size of the files that are kept beside the journal; names that we did not give are left out."""
@@ -183,9 +183,10 @@ class Store:
         """Return the names of the folders, as far as they are plain ones."""
         return sorted(name for name, size in self._list("", folders=True).items() if _CHILD.fullmatch(name))
 
-    def read(self, name: str) -> bytes:
-        """Return the content of an object; `RemoteError.gone` when there is none."""
-        return bytes(self._try("read", lambda: self._fs.cat_file(self._path(name))))
+    def read(self, name: str, start: int = 0) -> bytes:
+        """Return the content of an object, from a byte on; `RemoteError.gone` when there is none."""
+        part = {"start": start} if start else {}
+        return bytes(self._try("read", lambda: self._fs.cat_file(self._path(name), **part)))
 
     def download(self, name: str, path: Path, size: int) -> None:
         """Bring a file of `size` bytes here; it appears under its name when it is whole."""

@@ -5,18 +5,20 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from autorank.errors import AutorankError, SweepError
 from autorank.journal import FILE_NAME
-from autorank.remotedir import copy_of, extend, folder_of, held, mark_of, refresh, url_of
+from autorank.remotedir import CopyError, copy_of, extend, folder_of, held, mark_of, refresh, url_of, writing
 from autorank.remotelock import STALE, Mark, read_mark
 from autorank.remotestore import Store, is_url
 
 PAUSE = 1.0
 """Seconds between looks at least; more where a look takes long."""
 _SHARE = 4.0
+_OVERLAP = 512
+"""Bytes of the copy that are compared before more is put behind them: the URL may have another sweep by now."""
 
 
 class _Sweep:
@@ -31,6 +33,10 @@ class _Sweep:
 
     def look(self) -> None:
         """Bring the working copy up to date."""
+        with writing(self.directory):
+            self._look()
+
+    def _look(self) -> None:
         if self._end is None:
             refresh(self.directory, self._url, self._store)
             self._end = self._size()
@@ -53,20 +59,24 @@ class _Sweep:
             self._hold = None
 
     def _news(self) -> tuple[int, bytes]:
-        """Return the journal from a byte on: from where it ends here, unless that is not what was read last."""
-        size = self._size()
-        known = size == self._end and max((end for _, end in self._store.parts()), default=0) >= size
-        start = size if known else 0
+        """Return the journal from a byte on: from shortly before where it ends here, if that is what was read last."""
+        size, newest = self._size(), max((end for _, end in self._store.parts()), default=0)
+        if size == self._end == newest:
+            return size, b""
+        start = max(0, size - _OVERLAP) if size == self._end and newest > size else 0
         return start, self._store.journal(start)
 
     def _take(self, start: int, news: bytes) -> None:
-        if start and start == self._size():
-            with (self.directory / FILE_NAME).open("ab") as file:
-                file.write(news)
-        elif start or not extend(self.directory, news):
-            self._end = None  # another sweep, or another process was quicker: all is looked at again
-            return
-        self._end = self._size()
+        if start:
+            with (self.directory / FILE_NAME).open("r+b") as file:
+                file.seek(start)
+                last = file.read()
+                if agree := news.startswith(last):
+                    file.write(news[len(last) :])
+        else:
+            agree = extend(self.directory, news)
+        # Another sweep, or another process was quicker: all is looked at again.
+        self._end = self._size() if agree else None
 
     def _alive(self) -> bool:
         found = read_mark(self._store)
@@ -88,15 +98,20 @@ class _Folder:
     def __init__(self, url: str) -> None:
         self._url, self._store, self.directory = url.rstrip("/"), Store(url), folder_of(url)
         self._sweeps: dict[str, _Sweep] = {}
-        self.directory.mkdir(parents=True, exist_ok=True)
+        with writing(self.directory):
+            self.directory.mkdir(parents=True, exist_ok=True)
 
     def look(self) -> None:
         """Look for new ones, and at each."""
         for name in self._store.children():
             sweep = self._sweeps.get(name) or _Sweep(f"{self._url}/{name}")
-            with suppress(SweepError):  # no sweep, or not one now
+            try:
                 sweep.look()
-                self._sweeps[name] = sweep
+            except CopyError:
+                raise
+            except SweepError:  # no sweep, or not one now
+                continue
+            self._sweeps[name] = sweep
 
     def close(self) -> None:
         """Let go of all."""
