@@ -20,6 +20,8 @@ RENEWED = 10.0
 """Seconds between renewals."""
 STALE = 60.0
 """Seconds without a renewal after which a driver is taken to be dead."""
+SETTLED = 1.5
+"""Seconds after which a new lock is looked at again: who looked before it was written has written his own by then."""
 _LARGEST = 10_000
 
 
@@ -30,7 +32,7 @@ class Mark:
     Attributes
     ----------
     owner : str
-        Random; a driver's own.
+        Random; a driver's own. Empty where what stands there cannot be read.
     copy : str
         Random; the working copy's own, so that a machine knows what it left itself.
     who : str
@@ -43,6 +45,11 @@ class Mark:
     copy: str
     who: str
     count: int = 0
+
+    @property
+    def host(self) -> str:
+        """The machine."""
+        return self.who.rpartition(":")[0]
 
 
 def read_mark(store: Store) -> Mark | None:
@@ -69,7 +76,8 @@ class RemoteLock:
     ----------
     store : Store
     copy : str
-        What marks the working copy. Its former driver is dead, as this process holds the copy's own lock.
+        What marks the working copy. Its former driver on this machine is dead, as this process holds the copy's own
+        lock; one on another machine that has the same directory may not be.
     say : callable
         Told in a line what takes long.
     """
@@ -77,7 +85,7 @@ class RemoteLock:
     def __init__(self, store: Store, copy: str, say: Callable[[str], None]) -> None:
         self._store, self._say = store, say
         self._mark = Mark(secrets.token_hex(8), copy, f"{socket.gethostname()}:{os.getpid()}")
-        self._confirmed = 0.0
+        self._looked = self._confirmed = 0.0
         self._turn = threading.Lock()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="autorank-remote-lock", daemon=True)
@@ -94,13 +102,16 @@ class RemoteLock:
         RemoteError
             The place cannot be read or written.
         """
-        before = read_mark(self._store)
-        if before is not None and before.copy != self._mark.copy:
+        before = self._look()
+        if before is not None and not (before.copy == self._mark.copy and before.host == self._mark.host):
             self._wait(before)
         self._write()
-        found = read_mark(self._store)
-        if found is None or found.owner != self._mark.owner:
-            raise SweepError(self._taken(found))
+        # One who was that slow may come after another's second look: he waits until that one has looked once more.
+        time.sleep(SETTLED if _within(SETTLED, self._looked) else 2 * RENEWED)
+        self._confirm()
+        if self.lost:
+            raise SweepError(self.lost)
+        self._confirmed = 0.0  # so it is looked at once more before the first write
         self._thread.start()
 
     def _wait(self, before: Mark) -> None:
@@ -108,7 +119,7 @@ class RemoteLock:
         end = time.monotonic() + STALE
         while time.monotonic() < end:
             time.sleep(min(1.0, RENEWED / 2))
-            found = read_mark(self._store)
+            found = self._look()
             if found is None:
                 return
             if found != before:
@@ -121,9 +132,9 @@ class RemoteLock:
         Raises
         ------
         SweepError
-            Another driver took it over, which happens to one that slept or was cut off.
+            Another driver took it over, which happens to one that slept or was cut off; or that cannot be told now.
         """
-        if not 0 <= time.time() - self._confirmed < 2 * RENEWED:
+        if not _within(2 * RENEWED, self._confirmed):
             self._confirm()
         if self.lost:
             raise SweepError(self.lost)
@@ -146,16 +157,29 @@ class RemoteLock:
                 return
 
     def _confirm(self) -> None:
-        """Look whether the lock is ours, and renew it."""
+        """Look whether the lock is ours, and renew it.
+
+        One that is gone or half written is ours still if it was looked at not long ago: nobody took it over since.
+        """
         with self._turn:
             if self._ended.is_set() or self.lost:
                 return
-            found = read_mark(self._store)
-            if found is not None and found.owner != self._mark.owner:
+            before = self._looked
+            found = self._look()
+            owner, known = found.owner if found is not None else None, _within(STALE, before)
+            if owner == "" and not known:
+                raise SweepError(f"{self._store.url}/{NAME} cannot be read, so another driver may work there")
+            if owner != self._mark.owner and (owner or not known):
                 self.lost = self._taken(found)
             else:
                 self._mark = replace(self._mark, count=self._mark.count + 1)
                 self._write()
+
+    def _look(self) -> Mark | None:
+        began = time.time()
+        found = read_mark(self._store)
+        self._looked = began
+        return found
 
     def _write(self) -> None:
         self._store.write(NAME, json.dumps(asdict(self._mark)).encode())
@@ -164,3 +188,8 @@ class RemoteLock:
     def _taken(self, found: Mark | None) -> str:
         who = found.who if found is not None else "somebody"
         return f"another autorank ({who}) works on {self._store.url}; wait for it, stop it, or give another --sweep-dir"
+
+
+def _within(seconds: float, since: float) -> bool:
+    """Say whether a moment is not long ago; by the clock that goes on while a machine sleeps."""
+    return 0 <= time.time() - since < seconds

@@ -57,6 +57,7 @@ def here(server: s3.S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(remotelock, "RENEWED", 0.5)
     monkeypatch.setattr(remotelock, "STALE", 2.0)
+    monkeypatch.setattr(remotelock, "SETTLED", 0.2)
 
 
 @pytest.fixture(scope="module")
