@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from types import TracebackType
 
-from autorank.errors import AutorankError, SweepError
+from autorank.errors import AutorankError, SweepError, describe
 from autorank.journal import Journal
 from autorank.remotedir import mark_of
 from autorank.remotelock import RemoteLock
@@ -99,11 +99,13 @@ class Mirror:
             while not self._ended.wait(0.2):
                 pass
         except KeyboardInterrupt:
-            self._say(
-                f"not all is at {self._store.url}; the rest is safe in {self.directory}, and "
-                f"`autorank resume {self._store.url}` sends it"
-            )
+            pass
         finally:
+            if not (self._ended.is_set() and self._sent >= self._wanted) and not self._lock.lost:
+                self._say(
+                    f"not all is at {self._store.url}; the rest is safe in {self.directory}, and "
+                    f"`autorank resume {self._store.url}` sends it"
+                )
             with self._changed:
                 self._dropped = True
                 self._changed.notify_all()
@@ -129,18 +131,22 @@ class Mirror:
                 closing, wanted = self._closing, self._wanted
             try:
                 self._send(wanted)
-            except AutorankError as error:
+            except (AutorankError, OSError) as error:
                 if self._lock.lost:
                     self._say(f"note: {self._lock.lost}; what this run has finished stays in {self.directory}")
                     return
+                local = isinstance(error, OSError)
+                text = f"{self.directory} cannot be read: {describe(error)}" if local else str(error)
                 if not self._trouble:
-                    self._say(f"note: {error}; trials go on, and it is tried again")
-                self._trouble = str(error)
+                    self._say(f"note: {text}; trials go on, and it is tried again")
+                self._trouble = text
                 pause = min(max(2 * pause, _PATIENCE[0]), _PATIENCE[1])
                 if isinstance(error, RemoteError) and error.refused:
                     with suppress(AutorankError):
                         self._store.renew()
                 continue
+            if self._dropped:
+                return
             if self._trouble:
                 self._say(f"note: {self._store.url} has everything again")
             self._trouble, pause = "", 0.0
@@ -148,37 +154,52 @@ class Mirror:
                 return
 
     def _send(self, wanted: int) -> None:
-        """Send files, then the journal up to a byte, then removals: no record is there before its weights are."""
+        """Send files, then the journal up to a byte, then removals: no record is there before its weights are.
+
+        Before each, the lock is made sure of.
+        """
         here = self._files()
         for name, state in here.items():
-            if self._there.get(name) != state and not self._dropped:
-                with suppress(FileNotFoundError):  # dropped meanwhile
-                    if (self.directory / name).stat():
-                        self._store.upload(name, self.directory / name)
-                    self._there[name] = state
+            if self._dropped:
+                return
+            if self._there.get(name) != state:
+                self._upload(name)
+                self._there[name] = state
         if wanted > self._sent:
-            self._lock.check()
             self._write(self._sent, wanted)
             self._sent = wanted
         if gone := [name for name in self._there.keys() - here.keys() if name.startswith("models/")]:
-            self._store.remove(gone)
+            self._remove(gone)
             for name in gone:
                 del self._there[name]
         self._put_together()
+
+    def _upload(self, name: str) -> None:
+        self._lock.check()
+        try:
+            self._store.upload(name, self.directory / name)
+        except RemoteError:
+            if (self.directory / name).exists():
+                raise
+            # Dropped meanwhile; what of it may be there is removed with the next.
+
+    def _remove(self, names: Sequence[str]) -> None:
+        self._lock.check()
+        self._store.remove(names)
 
     def _put_together(self) -> None:
         """Make one part of all: at the end, and whenever their number and size have grown enough to pay for it."""
         first, *rest = self._parts or [(0, 0)]
         grown = sum(end - start for start, end in rest) >= first[1] - first[0] and len(rest) >= PARTS
         if rest and (grown or self._closing):
-            self._lock.check()
             old = list(self._parts)
             if (0, self._sent) not in old:
                 self._write(0, self._sent)
+            self._remove([_part(*part) for part in old if part != (0, self._sent)])
             self._parts = [(0, self._sent)]
-            self._store.remove([_part(*part) for part in old if part != (0, self._sent)])
 
     def _write(self, start: int, end: int) -> None:
+        self._lock.check()
         with self.journal.path.open("rb") as file:
             file.seek(start)
             self._store.write(_part(start, end), file.read(end - start))

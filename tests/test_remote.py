@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import resource
+import socket
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,9 +29,9 @@ from autorank.journal import FILE_NAME, Journal, is_running, read
 from autorank.mirror import PARTS, Mirror
 from autorank.privacy import to_keep
 from autorank.remotedir import copy_of, opened, url_of
-from autorank.remotelock import RemoteLock, read_mark
+from autorank.remotelock import Mark, RemoteLock, read_mark
 from autorank.remotestore import Store
-from autorank.remotewatch import followed
+from autorank.remotewatch import _Sweep, followed
 from tests import sweep_samples
 
 HEADER = sweep_samples.header()
@@ -45,6 +49,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str]
     move("here")
     monkeypatch.setattr(remotelock, "RENEWED", 0.1)
     monkeypatch.setattr(remotelock, "STALE", 0.6)
+    monkeypatch.setattr(remotelock, "SETTLED", 0.05)
     return move
 
 
@@ -157,6 +162,45 @@ def test_files_are_there_before_the_record_that_follows_them_and_go_when_they_ar
         assert Store(url).files()["models/2.safetensors"] == 9
 
 
+def test_weights_that_are_dropped_before_they_are_sent_are_no_trouble(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload = Store.upload
+
+    def dropped(store: Store, name: str, path: Path) -> None:
+        path.unlink()
+        upload(store, name, path)
+
+    with Driving(url) as driver:
+        monkeypatch.setattr(Store, "upload", dropped)
+        driver.file("models/0.safetensors")
+        driver.trial(0)
+    assert driver.said == []
+    assert Store(url).files() == {}
+
+
+def test_trouble_with_files_of_this_machine_is_told_and_tried_again(url: str) -> None:
+    with Driving(url) as driver:
+        driver.trial(0)
+        trap = driver.file("models", b"no directory")
+        driver.trial(1, sent=False)
+        until(lambda: driver.said)
+        trap.unlink()
+        driver.trial(2)
+    first, *rest = driver.said
+    assert "NotADirectoryError" in first
+    assert "tried again" in first
+    assert rest == [f"note: {url} has everything again"]
+
+
+def test_an_end_at_which_not_all_is_sent_says_so(memory: str) -> None:
+    with Driving(memory) as driver:
+        driver.trial(0)
+        driver.mirror._dropped = True
+        driver.trial(1, sent=False)
+    assert [line for line in driver.said if f"`autorank resume {memory}` sends it" in line] == driver.said != []
+
+
 def test_a_killed_driver_s_sweep_goes_on_on_another_machine(url: str, elsewhere: Callable[[str], None]) -> None:
     killed = Driving(url).__enter__()
     killed.file("models/0.safetensors")
@@ -238,6 +282,122 @@ def test_a_driver_that_slept_while_another_took_over_stops_and_writes_nothing(
         asleep.__exit__()
         assert Store(memory).journal() == there
         driver.trial(3)
+
+
+def foreign(url: str, copy: str = "theirs", who: str = "elsewhere:1") -> None:
+    """Have another driver's lock at a URL."""
+    Store(url).write(remotelock.NAME, json.dumps(asdict(Mark("another", copy, who))).encode())
+
+
+def unrenewed(lock: RemoteLock) -> None:
+    """Bring a lock where it is after a machine slept: renewed long ago."""
+    lock._ended.set()
+    lock._thread.join()
+    lock._ended.clear()
+    lock._looked = lock._confirmed = 0.0
+
+
+def test_a_driver_whose_lock_was_taken_over_uploads_and_removes_nothing(url: str) -> None:
+    with Driving(url) as driver:
+        dropped = driver.file("models/0.safetensors")
+        driver.trial(0)
+        store = Store(url)
+        before = store.files(), store.parts()
+        unrenewed(driver.mirror._lock)
+        foreign(url)
+        dropped.unlink()
+        driver.file("models/1.safetensors")
+    assert (store.files(), store.parts()) == before
+    assert ["another autorank (elsewhere:1)" in line for line in driver.said] == [True]
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["at once", "after the first looked again"])
+def test_of_two_drivers_that_begin_together_one_works(url: str, late: bool) -> None:
+    looked = threading.Barrier(2)
+    first_is_done = threading.Event()
+
+    class Slow(Store):
+        def read(self, name: str, start: int = 0) -> bytes:
+            try:
+                return super().read(name, start)
+            finally:
+                with suppress(threading.BrokenBarrierError):
+                    looked.wait(PATIENCE)
+                    looked.abort()  # only at the first time
+
+    class Slower(Slow):
+        def write(self, name: str, data: bytes) -> None:
+            until(first_is_done.is_set if late else lambda: read_mark(Store(url)) is not None)
+            super().write(name, data)
+
+    locks = [RemoteLock(store, copy, print) for store, copy in ((Slow(url), "one"), (Slower(url), "two"))]
+    works = [False, False]
+
+    def acquire(number: int) -> None:
+        with suppress(SweepError):
+            locks[number].acquire()
+            works[number] = True
+        if number == 0:
+            first_is_done.set()
+
+    threads = [threading.Thread(target=acquire, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for number, lock in enumerate(locks):
+        with suppress(SweepError):
+            lock.check()
+        works[number] &= not lock.lost
+    for lock in locks:
+        lock.release()
+    assert sorted(works) == [False, True]
+
+
+@pytest.mark.parametrize("found", [b"", b'{"owner": "0'], ids=["empty", "half"])
+def test_a_lock_of_ours_that_is_half_written_is_written_again(
+    url: str, found: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remotelock, "STALE", PATIENCE)
+    with Driving(url) as driver:
+        Store(url).write(remotelock.NAME, found)
+        until(lambda: (mark := read_mark(Store(url))) is not None and mark.copy == driver.mirror._lock._mark.copy)
+        driver.trial(0)
+    assert driver.said == []
+
+
+def test_a_driver_that_slept_takes_no_half_written_lock_for_its_own_at_once(
+    memory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remotelock, "STALE", PATIENCE)
+    lock = RemoteLock(Store(memory), "copy", print)
+    lock.acquire()
+    unrenewed(lock)
+    Store(memory).write(remotelock.NAME, b"")
+    with pytest.raises(SweepError, match="cannot be read"):
+        lock.check()
+    assert Store(memory).read(remotelock.NAME) == b""
+    assert not lock.lost
+    lock.check()  # nobody has written it meanwhile
+    mark = read_mark(Store(memory))
+    assert mark is not None
+    assert mark.copy == "copy"
+    unrenewed(lock)
+    Store(memory).remove([remotelock.NAME])  # another took over, and is done
+    with pytest.raises(SweepError, match="another autorank"):
+        lock.check()
+
+
+@pytest.mark.parametrize("host", [socket.gethostname(), "another"], ids=["this host", "another host"])
+def test_the_lock_of_a_dead_driver_of_the_same_copy_is_taken_at_once_on_its_own_host_only(
+    memory: str, host: str
+) -> None:
+    said: list[str] = []
+    foreign(memory, "copy", f"{host}:77")
+    lock = RemoteLock(Store(memory), "copy", said.append)
+    lock.acquire()
+    lock.release()
+    assert len(said) == (2 if host == "another" else 0)
 
 
 def test_a_lock_that_is_damaged_counts_as_held_until_it_is_stale(memory: str) -> None:
@@ -429,6 +589,63 @@ def test_a_watched_sweep_of_another_machine_grows_runs_and_ends(
         library.poll()
         assert [(view.state.stage, view.state.done) for view in library.sweeps()] == [("ended", 4)]
     until(lambda: not [thread for thread in threading.enumerate() if thread.name == "autorank-remote"])
+
+
+def test_a_watch_does_not_mix_two_sweeps_that_were_at_one_url(memory: str, elsewhere: Callable[[str], None]) -> None:
+    with Driving(memory) as driver:
+        driver.trial(0)
+    elsewhere("there")
+    watch, store = _Sweep(memory), Store(memory)
+    watch.look()
+    before = (watch.directory / FILE_NAME).read_bytes()
+    store.remove(list(store.parts().values()))
+    elsewhere("a third one")
+    with Driving(memory) as driver:
+        for number in (5, 4, 3):
+            driver.trial(number)
+    elsewhere("there")
+    watch.look()
+    assert (watch.directory / FILE_NAME).read_bytes() == before
+    with pytest.warns(UserWarning, match="other trials"):
+        watch.look()
+    assert (watch.directory / FILE_NAME).read_bytes() == store.journal()
+
+
+@contextmanager
+def full() -> Iterator[None]:
+    """Let files hold some bytes only."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (400, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("step", ["journal", "lock", "folder"])
+def test_a_cache_that_cannot_be_written_is_one_line(
+    memory: str, elsewhere: Callable[[str], None], step: str, tmp_path: Path
+) -> None:
+    with Driving(memory) as driver:
+        driver.trial(0)
+    elsewhere("there")
+    above = memory.rpartition("/")[0]
+    if step == "lock":
+        (copy_of(memory) / "lock").mkdir(parents=True)
+    elif step == "folder":
+        (tmp_path / "there").write_text("no directory")
+    looks: list[Callable[[], Any]] = [
+        lambda: autorank.open_sweep(memory),
+        lambda: followed([memory], pytest.fail).__enter__(),
+        lambda: followed([above], pytest.fail, folders=True).__enter__(),
+    ]
+    for look in looks:
+        with (
+            full() if step == "journal" else nullcontext(),
+            pytest.raises(SweepError, match=r"cannot write the working copy .*AUTORANK_CACHE names") as caught,
+        ):
+            look()
+        assert "\n" not in str(caught.value)
 
 
 class Counted(MemoryFileSystem):
