@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from operator import is_not
 
 from autorank.captions import clean, plan_text, value_name
 from autorank.front import best_first, eligible, hypervolume, reference_point, values
@@ -98,17 +99,46 @@ class GrowingFront:
         self._points = {member.number: self._points[member.number] for member in self.members}
 
 
+class GrowingVolume:
+    """The hypervolume of the front after each record, gone on with where more records have come.
+
+    Parameters
+    ----------
+    header : SweepHeader
+
+    Attributes
+    ----------
+    header : SweepHeader
+    """
+
+    def __init__(self, header: SweepHeader) -> None:
+        self.header = header
+        self._begin()
+
+    def _begin(self) -> None:
+        self._seen: list[TrialRecord] = []
+        self._volumes: list[float] = []
+        self._front = GrowingFront(self.header.objectives, self.header.constraints)
+
+    def of(self, records: Sequence[TrialRecord]) -> tuple[float, ...]:
+        """Return the hypervolume after each record, in the order given."""
+        if len(records) < len(self._seen) or any(map(is_not, self._seen, records)):
+            self._begin()
+        objectives = self.header.objectives
+        directions = [o.direction for o in objectives]
+        corner = reference_point(objectives, self.header.dense)
+        for record in records[len(self._seen) :]:
+            volume = self._volumes[-1] if self._volumes else 0.0
+            if self._front.add(record):
+                volume = hypervolume([values(r, objectives) for r in self._front.members], corner, directions)
+            self._seen.append(record)
+            self._volumes.append(volume)
+        return tuple(self._volumes)
+
+
 def hypervolumes(header: SweepHeader, records: Sequence[TrialRecord]) -> tuple[float, ...]:
     """Return the hypervolume of the front after each record, in the order given."""
-    directions = [o.direction for o in header.objectives]
-    corner = reference_point(header.objectives, header.dense)
-    front = GrowingFront(header.objectives, header.constraints)
-    volume, volumes = 0.0, []
-    for record in records:
-        if front.add(record):
-            volume = hypervolume([values(r, header.objectives) for r in front.members], corner, directions)
-        volumes.append(volume)
-    return tuple(volumes)
+    return GrowingVolume(header).of(records)
 
 
 def ended(header: SweepHeader, record: TrialRecord) -> float:

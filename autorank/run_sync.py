@@ -15,7 +15,7 @@ from typing import Protocol
 
 from autorank import run_figures, run_values
 from autorank.front import front_of
-from autorank.growth import hypervolumes
+from autorank.growth import GrowingVolume
 from autorank.run_inputs import DataInput, Example, ModelInput, Package, datasets, dense_model
 from autorank.run_values import NUMBER, PARENT, RECOMMENDED, REGISTERED, REGISTERED_AS, ROLE, STATE, SWEEP_ID, RunValues
 from autorank.scene import pick
@@ -140,6 +140,7 @@ class SweepRuns:
         self.touched: set[str] = set()
         self.children: dict[int, Run] = {}
         self.volumes = 0
+        self._growing = GrowingVolume(header)
         self._weighed = 0  # trials in the importance that was drawn last
         found = runs.find({ROLE: "sweep", SWEEP_ID: header.sweep_id})
         if found:
@@ -242,7 +243,9 @@ class SweepRuns:
         """Return the hypervolume after each record; nothing where all of them stand there already."""
         ended = sum(child.status not in _OPEN for child in self.children.values())
         behind = min(self.volumes, ended) < len(wanted.records)
-        return hypervolumes(wanted.header, wanted.records) if behind else ()
+        if self._growing.header != wanted.header:
+            self._growing = GrowingVolume(wanted.header)
+        return self._growing.of(wanted.records) if behind else ()
 
     def _sync_volumes(self, wanted: Wanted, volumes: Sequence[float]) -> None:
         series = [

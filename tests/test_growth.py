@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from autorank.front import front_of, hypervolume, reference_point, values
-from autorank.growth import GrowingFront, hypervolumes
+from autorank.growth import GrowingFront, GrowingVolume, hypervolumes
 from autorank.types import Constraint, Fidelity
 from tests.sweep_samples import header, records
 
@@ -56,3 +56,13 @@ def test_a_growing_front_is_the_front_of_all_so_far(mixed, constraints, order):
         assert growing.add(record) == (growing.members != before)
         assert growing.members == front_of(done[:i], head.objectives, constraints)
     assert GrowingFront(head.objectives, constraints, done).members == growing.members
+
+
+def test_a_growing_volume_goes_on_and_begins_again_where_records_are_others():
+    head = header()
+    done = records(head, 40, seed=3)
+    growing = GrowingVolume(head)
+    for count in (1, 2, 17, 17, 40, 12, 40):
+        assert growing.of(done[:count]) == hypervolumes(head, done[:count])
+    others = (*done[:5], replace(done[5], score=0.0), *done[6:])
+    assert growing.of(others) == hypervolumes(head, others) != hypervolumes(head, done)
