@@ -60,6 +60,9 @@ def compress(
     PlanError
         The plan does not fit the model, or it whitens or has bits and there is no calibration data, or no loss.
     """
+    settings = quantization
+    if settings is not None and not isinstance(settings, QuantSettings):
+        settings = QuantSettings.from_mapping(settings)
     plan = as_plan(plan)
     if not isinstance(model, nn.Module):
         model = model() if callable(model) else model
@@ -107,7 +110,6 @@ def compress(
             stats = {name: replace(each, gradient=gradients.get(name)) for name, each in stats.items()}
     compressed, _ = apply(model, plan, stats=stats)
     if quantized is not None:
-        settings = QuantSettings.from_mapping(quantization) if isinstance(quantization, Mapping) else quantization
         calibrate(compressed, batches, settings)
     return compressed
 

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from autorank import artifacts
 from autorank.comparing import Candidate, Check, compare, runner
-from autorank.copying import model_copy
 from autorank.quant import leaves
 from autorank.quant.deploy import deployable
 from autorank.quant.onnx_int8 import kernels, make_integer, session
@@ -102,33 +101,51 @@ def _inputs(task: Task, traced: artifacts.Trace) -> Iterator[tuple[Tensor, ...]]
         yield traced.inputs
         return
     size = traced.batch or 64
-    taken = [batch.inputs for batch in task.calibration_batches(CALIBRATION, size) if len(batch) == size]
+    batches = task.calibration_batches(CALIBRATION, size)
+    taken = [batch.inputs for batch in batches if traced.batch is None or len(batch) == size]
     yield from taken or [traced.inputs]
 
 
-def write(task: Task, model: nn.Module, path: Path) -> int | None:
-    """Write a model as ONNX, with whole numbers where it has bits, to be timed.
+def traceable(model: nn.Module) -> nn.Module:
+    """Return the model as it is traced: with whole-number weights where it has bits."""
+    return deployable(model) if is_quantized(model) else model
+
+
+def is_quantized(model: nn.Module) -> bool:
+    """Say whether weights of the model are rounded to levels."""
+    return any(leaf.weight_on for leaf in leaves(model).values())
+
+
+def write(task: Task, model: nn.Module, path: Path, metadata: Mapping[str, str] | None = None) -> artifacts.Trace:
+    """Write a model as ONNX, with whole numbers where it has bits and they hold; an export looks at more.
+
+    Parameters
+    ----------
+    task : Task
+        Its example inputs are traced; with bits, validation data are compared on.
+    model : nn.Module
+        On the CPU, in eval mode; not changed.
+    path : Path
+    metadata : mapping, optional
 
     Returns
     -------
-    int or None
-        The batch size, where it had to be fixed (0: all sizes are those of the task's example).
+    Trace
+        What was written; its batch size may be fixed.
     """
-    model = model_copy(model).cpu().eval()
-    quantized = any(leaf.weight_on for leaf in leaves(model).values())
-    program = deployable(model) if quantized else model
+    program = traceable(model)
     traced = artifacts.trace(program, task.example_inputs)
     with torch.no_grad():
-        artifacts.write_onnx(traced, program, program(*traced.inputs), path)
-    if quantized:
-        reference = runner(model)
+        artifacts.write_onnx(traced, program, program(*traced.inputs), path, metadata)
+    if is_quantized(model):
 
         def checked(candidate: Candidate) -> Sequence[Check]:
             with torch.no_grad():
-                return compare(reference, [candidate], task, CALIBRATION, 0.0).checks.get(candidate.file, ())
+                return compare(model_runner, [candidate], task, CALIBRATION, 0.0).checks.get(candidate.file, ())
 
+        model_runner = runner(model)
         make_whole(path, task, traced, checked)
-    return traced.batch
+    return traced
 
 
 def latencies(

@@ -20,8 +20,7 @@ from autorank.copying import model_copy
 from autorank.errors import AutorankError, ExportError
 from autorank.exportdir import FILES, FORMATS, ONNX_DATA, PLAN, REPORT, RERUN
 from autorank.measure import batch_one
-from autorank.quant import leaves
-from autorank.quant.deploy import REGISTERING, deployable
+from autorank.quant.deploy import REGISTERING
 from autorank.report import render_report
 from autorank.rerun import described
 from autorank.tasks import Task
@@ -57,7 +56,7 @@ class Exporter:
         self.notes: dict[str, str] = {}
         self.checks: list[Check] = []
         self.latencies: tuple[deployment.Latency, ...] = ()
-        self.quantized = any(leaf.weight_on for leaf in leaves(self.model).values())
+        self.quantized = deployment.is_quantized(self.model)
         self._traced: artifacts.Trace | Exception | None = None
 
     def write(self, folder: Path, examples: int, dense: DenseFigures | None) -> tuple[Check, ...]:
@@ -143,7 +142,7 @@ class Exporter:
     @cached_property
     def program(self) -> nn.Module:
         """The model as it is traced: with whole-number weights where it has bits."""
-        return deployable(self.model) if self.quantized else self.model
+        return deployment.traceable(self.model)
 
     def _time(self, folder: Path) -> None:
         """Time the whole-number file beside the dense model's in floating point."""
@@ -155,7 +154,7 @@ class Exporter:
         with tempfile.TemporaryDirectory() as scratch:
             files = {"dense, floating point": Path(scratch) / "dense.onnx", FILES["onnx"]: folder / FILES["onnx"]}
             try:
-                deployment.write(self.task, self.task.model(), files["dense, floating point"])
+                deployment.write(self.task, self.task.model().cpu().eval(), files["dense, floating point"])
                 inputs = {
                     size: batch_one(self.task.example_inputs, size) if size else self.task.example_inputs
                     for size in sizes

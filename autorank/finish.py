@@ -42,7 +42,8 @@ def measure_front(
     threads : int
         PyTorch threads of the latency.
     known : mapping, optional
-        Points that were measured when the sweep ended before; they are taken as they are.
+        Points that were measured when the sweep ended before: their test scores stay. All latencies are taken again
+        when there is a point more, so that they compare.
     known_dense : DenseFigures, optional
         The dense model as it was measured then.
 
@@ -56,10 +57,7 @@ def measure_front(
     """
     known = known or {}
     runtime: Runtime = "onnxruntime" if has_bits(front) else "pytorch"
-    # With the first plan that has bits, all times are taken again, by the same clock.
-    clocked = known_dense is None or known_dense.runtime == runtime
-    fresh = tuple(record for record in front if record.number not in known or not clocked)
-    if not fresh and known_dense is not None:
+    if known_dense is not None and all(record.number in known for record in front):
         return tuple(known[record.number] for record in front), known_dense
     runner = TrialRunner(context)
     task, device = context.task, context.device
@@ -76,26 +74,26 @@ def measure_front(
             dense_model = task.model().to(device).eval()
             dense_test = known_dense.test_score if known_dense is not None else test_score(dense_model)
             clock.add(ORIGINAL, dense_model)
-            layer_times = _layer_times(fresh, context, threads, batch)
-            for done, record in enumerate(fresh):
-                reporter.step(what, done, len(fresh))
+            layer_times = _layer_times(front, context, threads, batch) if runtime == "pytorch" else {}
+            for done, record in enumerate(front):
+                reporter.step(what, done, len(front))
                 model = runner.model(job_of(record, records))
                 if record.number not in scores:
                     scores[record.number] = test_score(model)
                 clock.add(record.number, model)
             times = clock.times()
-        reporter.step(what, len(fresh), len(fresh))
+        reporter.step(what, len(front), len(front))
     finally:
         torch.set_num_threads(before)
     missing = None, None
     median, spread = times.of.get(ORIGINAL, missing)
     dense = DenseFigures(dense_test, median, spread, times.batch, threads, times.device, runtime)
-    points = dict(known)
-    for record in fresh:
-        slower = () if runtime != "pytorch" else _slower(record, layer_times)
+    points = []
+    for record in front:
+        slower = _slower(record, layer_times) if runtime == "pytorch" else ()
         median, spread = times.of.get(record.number, missing)
-        points[record.number] = FrontPoint(record, scores[record.number], median, spread, slower)
-    return tuple(points[record.number] for record in front), dense
+        points.append(FrontPoint(record, scores[record.number], median, spread, slower))
+    return tuple(points), dense
 
 
 def _layer_times(

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from autorank import deployment, measure
 from autorank.artifacts import reason
+from autorank.copying import model_copy
+from autorank.errors import ExportError
 from autorank.tasks import Task
 from autorank.types import Runtime, TrialRecord
 
@@ -102,22 +104,31 @@ class _InOnnxRuntime:
     def add(self, number: int, model: nn.Module) -> None:
         path = self._folder / f"{number + 1}.onnx"
         try:
-            fixed = deployment.write(self._task, model, path)
+            fixed = deployment.write(self._task, model_copy(model).cpu().eval(), path).batch
+            self._open(path, fixed)
         except Exception as error:  # not every model is one for ONNX; the front is whole without its time
             what = "the dense model" if number == ORIGINAL else f"point {number}"
             self._say(f"note: {what} is not timed, as it has no ONNX file: {reason(error)}")
             return
-        self._size = self._size if fixed is None else fixed
         self._files[number] = path
+
+    def _open(self, path: Path, fixed: int | None) -> None:
+        """Run a file once; ONNX Runtime has no kernels for some types of numbers."""
+        if fixed is not None and self._files and fixed != self._size:
+            raise ExportError(f"it runs at a batch size of {fixed} alone, and other points do not")
+        self._size = self._size if fixed is None else fixed
+        deployment.latencies({"": path}, {0: self._inputs()}, seconds=0.0)
+
+    def _inputs(self) -> tuple[Tensor, ...]:
+        examples = self._task.example_inputs
+        return measure.batch_one(examples, self._size) if self._size else examples
 
     def times(self) -> Times:
         """Time all files in turns; at the size that the one with a fixed size takes."""
-        examples = self._task.example_inputs
-        inputs = measure.batch_one(examples, self._size) if self._size else examples
-        size = self._size or next((len(x) for x in examples if x.ndim), 1)
+        size = self._size or next((len(x) for x in self._task.example_inputs if x.ndim), 1)
         if not self._files:
             return Times("onnxruntime", size, "cpu", {})
         files = {str(number): path for number, path in self._files.items()}
-        found = deployment.latencies(files, {size: inputs}, threads=self._threads)
+        found = deployment.latencies(files, {size: self._inputs()}, threads=self._threads)
         of = {int(each.file): (each.median_ms, each.spread_ms) for each in found}
         return Times("onnxruntime", size, "cpu", of)

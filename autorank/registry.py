@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from autorank import artifacts
-from autorank.comparing import Candidate, compare
+from autorank import artifacts, deployment
+from autorank.comparing import SCORE, Candidate, compare
 from autorank.copying import model_copy
 from autorank.errors import ExportError
 from autorank.privacy import public
@@ -86,14 +86,15 @@ def pack(
     """
     tags = _tags(header, point)
     model = model_copy(model).cpu().eval()
-    traced = artifacts.trace(model, task.example_inputs)
     step(1, 3)
     try:
-        place = _onnx(task, header, model, traced, folder, tags)
+        place = _onnx(task, header, model, folder, tags)
     except Exception as error:
-        if len(traced.inputs) != 1:
+        if len(task.example_inputs) != 1:
             raise
-        place = _pt2(model, traced, folder, tags, artifacts.reason(error))
+        program = deployment.traceable(model)
+        traced = artifacts.trace(program, task.example_inputs)
+        place = _pt2(program, traced, folder, tags, artifacts.reason(error))
     step(2, 3)
     record = point.record
     metrics = {"score": record.score, "test_score": point.test_score, "macs_kept": record.kept.get("macs_kept")}
@@ -122,18 +123,15 @@ def _tags(header: SweepHeader, point: FrontPoint) -> dict[str, str]:
     return {name: short(public(str(value))) for name, value in said.items() if value is not None}
 
 
-def _onnx(
-    task: Task, header: SweepHeader, model: nn.Module, traced: artifacts.Trace, folder: Path, tags: Mapping[str, str]
-) -> Path:
+def _onnx(task: Task, header: SweepHeader, model: nn.Module, folder: Path, tags: Mapping[str, str]) -> Path:
     """Write the ONNX flavor and hold the file against the model."""
     import mlflow.onnx
     import onnx
 
     file = folder / "model.onnx"
-    with torch.no_grad():
-        outputs = model(*traced.inputs)
-    artifacts.write_onnx(traced, model, outputs, file, tags)
-    candidate = Candidate(file.name, artifacts.open_onnx(file, traced.batch), _TOLERANCE)
+    traced = deployment.write(task, model, file, tags)
+    allowed = (deployment.TOLERANCE, deployment.SCORE) if deployment.is_quantized(model) else (_TOLERANCE, SCORE)
+    candidate = Candidate(file.name, artifacts.open_onnx(file, traced.batch), *allowed)
     with torch.no_grad():
         found = compare(lambda inputs: model(*inputs), [candidate], task, EXAMPLES, header.dense.score)
     if candidate.failure is not None:
@@ -200,13 +198,25 @@ def _pt2(model: nn.Module, traced: artifacts.Trace, folder: Path, tags: Mapping[
         mlflow.pytorch.save_model(
             model,
             str(place),
-            signature=infer_signature(array, _array(outputs)),
+            # MLflow takes a first size for free if it is not told otherwise.
+            signature=infer_signature(array, _array(outputs))
+            if traced.batch is None
+            else _fixed(array, _array(outputs)),
             input_example=array,
             pip_requirements=_requirements("torch", "numpy"),
             metadata={**tags, "not_as_onnx": short(public(why))},
             serialization_format="pt2",
         )
     return place
+
+
+def _fixed(given: Any, made: Any) -> ModelSignature:
+    """Return the types and shapes of arrays, of which no size is free."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    before, after = (Schema([TensorSpec(array.dtype, array.shape)]) for array in (given, made))
+    return ModelSignature(before, after)
 
 
 def _requirements(*names: str) -> list[str]:

@@ -119,7 +119,8 @@ def _figures(header: SweepHeader, point: FrontPoint, dense: DenseFigures | None)
         lines.append(
             f"Latency: median ± interquartile range in {_RUNTIMES[dense.runtime]} on {_text(dense.device)}, "
             f"batch {dense.batch}, "
-            f"{dense.threads} thread{'s' if dense.threads != 1 else ''}, nothing else running; both models in one go."
+            f"{dense.threads} thread{'s' if dense.threads != 1 else ''}, nothing else running"
+            + ("; both models in one go." if dense.latency_ms is not None else ".")
         )
     if point.slower_layers:
         names = ", ".join(f"`{_text(name)}`" for name in point.slower_layers)

@@ -66,10 +66,11 @@ class Restorer:
             self._teacher = Teacher.build(self._task, self._recovery, self._seed, self._device, self._teacher_file)
         return self._teacher
 
-    def first_steps(self, plan: Plan, fidelity: Fidelity) -> int:
-        """Return how many of a trial's steps are taken in floating point."""
+    def first_steps(self, plan: Plan, fidelity: Fidelity, pulled: bool = False) -> int:
+        """Return how many of a trial's steps are taken in floating point; of a pulled training, one at least."""
         quantized = any(choice.weight_bits is not None for _, choice in plan.layers)
-        return fidelity.steps - (round(self._quantization.qat * fidelity.steps) if quantized else 0)
+        first = fidelity.steps - (round(self._quantization.qat * fidelity.steps) if quantized else 0)
+        return max(first, min(1, fidelity.steps)) if pulled else first
 
     def restore(
         self, model: nn.Module, start: Evaluation, plan: Plan, fidelity: Fidelity, clock: Clock, trained: bool = False
@@ -91,7 +92,7 @@ class Restorer:
         curve: Curve = ()
         notes = []
         best = start
-        first = self.first_steps(plan, fidelity)
+        first = self.first_steps(plan, fidelity, trained)
         if first and not trained:
             model, best, curve, note = self._fine_tune(model, best, self._recovery, first, clock)
             notes.append(note)

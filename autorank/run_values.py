@@ -253,9 +253,12 @@ def point_values(point: FrontPoint, dense: DenseFigures | None) -> tuple[dict[st
         "latency_ms": point.latency_ms,
         "latency_spread_ms": point.latency_spread_ms,
         "latency_kept": point.latency_ms / dense_ms if point.latency_ms and dense_ms else None,
-        "slower_layers": float(len(point.slower_layers)),
     }
-    return dict(finite(metrics)), {"slower_layers": short(", ".join(point.slower_layers)) or "none"}
+    if dense is None or dense.runtime == "pytorch":
+        metrics["slower_layers"] = float(len(point.slower_layers))
+        return dict(finite(metrics)), {"slower_layers": short(", ".join(point.slower_layers)) or "none"}
+    # In ONNX Runtime only whole models are timed.
+    return dict(finite(metrics)), {"latency_runtime": dense.runtime}
 
 
 def reason_of(error: Exception) -> str:

@@ -161,7 +161,8 @@ def _front_tables(result: SearchResult) -> list[object]:
         shown += ["bytes_kept", "bops_kept"]
     shown += [o.name for o in header.objectives if o.name not in ("score", *shown)]
     columns += [("test", True), *((_heading(name), True) for name in shown)]
-    columns += [("latency ms", True), ("slower layers", True), ("formats", False)]
+    by_layer = dense is None or dense.runtime == "pytorch"
+    columns += [("latency ms" if by_layer else "ONNX Runtime ms", True), ("slower layers", True), ("formats", False)]
     rows = [
         [
             "",
@@ -186,7 +187,7 @@ def _front_tables(result: SearchResult) -> list[object]:
                 _number(point.test_score),
                 *(f"{record.kept[name]:.3f}" for name in shown),
                 _latency(point.latency_ms, point.latency_spread_ms),
-                str(len(point.slower_layers)) if point.latency_ms is not None else "",
+                str(len(point.slower_layers)) if by_layer and point.latency_ms is not None else "",
                 formats,
             ]
         )

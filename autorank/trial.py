@@ -196,7 +196,7 @@ class TrialRunner:
             network = model_copy(origin)
             copies = decomposed_kernels(network, job.plan, specs=context.specs, stats=self._statistics())
         with clock("tune"):
-            recovery = replace(context.recovery, steps=self._restorer.first_steps(job.plan, job.fidelity))
+            recovery = replace(context.recovery, steps=self._restorer.first_steps(job.plan, job.fidelity, pulled=True))
             curve = train_with_pull(
                 network, copies, context.task, recovery, job.pull, context.seed, context.device, self._restorer.teacher
             )

@@ -24,9 +24,11 @@ from autorank.journal import FILE_NAME, read
 from autorank.measure import count
 from autorank.plan import apply
 from autorank.profiling import profile
-from autorank.quant import leaves
+from autorank.quant import QuantSettings, leaves
+from autorank.recover import Recovery
+from autorank.restore import Restorer
 from autorank.space import SearchSpace, build_space, read_space
-from autorank.types import DENSE, Choice, Plan
+from autorank.types import DENSE, Choice, Fidelity, Plan
 from tests.models import TinyConv
 from tests.tiny import task
 
@@ -386,6 +388,24 @@ def test_pulled_trials_take_the_steps_of_their_fidelity(tmp_path: Path) -> None:
         steps = [step for step, _ in record.curve]
         assert steps == sorted(set(steps))
         assert steps[-1] < record.fidelity.steps
+
+
+@pytest.mark.parametrize(
+    ("qat", "steps", "plain", "pulled"),
+    [(1.0, 4, 0, 1), (0.6, 1, 0, 1), (0.5, 4, 2, 2), (0.0, 4, 4, 4), (1.0, 0, 0, 0)],
+)
+def test_a_pulled_training_is_never_left_out(qat: float, steps: int, plain: int, pulled: int) -> None:
+    restorer = Restorer(task(), Recovery(), QuantSettings(qat=qat), 0, "cpu", None, lambda path: None)
+    plan = Plan.of({"conv2": Choice("tucker2", (8, 6), (), 8, 8)})
+    assert restorer.first_steps(plan, Fidelity(steps)) == plain
+    assert restorer.first_steps(plan, Fidelity(steps), pulled=True) == pulled
+
+
+def test_settings_of_another_kind_are_refused_before_anything_is_fitted(tiny: Any) -> None:
+    model, inputs = tiny
+    plan = Plan.of({"conv2": Choice("tucker2", (8, 6), (), 8, 8)})
+    with pytest.raises(ConfigError, match="quantization must be a mapping, not 'minmax'"):
+        autorank.compress(model, plan, calibration=[inputs], quantization="minmax")
 
 
 def test_bytes_of_a_model_of_two_number_types() -> None:

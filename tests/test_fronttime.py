@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import onnx
-import pytest
 import torch
 from torch import nn
 
@@ -62,11 +60,22 @@ def test_a_sweep_without_bits_is_timed_in_pytorch(tmp_path: Path) -> None:
 
 def test_the_file_that_is_timed_has_whole_numbers_where_the_model_has_bits(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
-    assert deployment.write(own_task(), with_bits(), path) is None
+    assert deployment.write(own_task(), with_bits(), path).batch is None
     kinds = [node.op_type for node in onnx.load(path).graph.node]
     assert kinds.count("DequantizeLinear") > 4
-    assert deployment.write(own_task(), network(), path) is None
+    assert deployment.write(own_task(), network(), path).batch is None
     assert "DequantizeLinear" not in [node.op_type for node in onnx.load(path).graph.node]
+
+
+def test_types_of_numbers_that_onnx_runtime_has_no_kernels_for_cost_only_the_times() -> None:
+    said: list[str] = []
+    data = images(96).double(), torch.arange(96) % 5
+    task_of = ClassificationTask(network().double(), train=data, validation=0.5)
+    with timer("onnxruntime", task_of, 4, 1, "cpu", said.append) as clock:
+        clock.add(ORIGINAL, network().double())
+        assert clock.times().of == {}
+    assert said == [line for line in said if line.startswith("note: the dense model is not timed")]
+    assert len(said) == 1
 
 
 def test_models_are_timed_in_turns_and_what_has_no_file_is_told() -> None:
@@ -86,29 +95,22 @@ def test_models_are_timed_in_turns_and_what_has_no_file_is_told() -> None:
     assert said[0].startswith("note: point 5 is not timed")
 
 
-def test_the_first_point_with_bits_has_all_timed_again_and_no_test_score_taken_twice(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_point_more_has_all_timed_again_and_test_scores_stay(tmp_path: Path) -> None:
     result = autorank.search(task(), **settings(tmp_path, trials=3))
     records = {record.number: record for record in result.records}
     front = tuple(point.record for point in result.points)
-    before = {
-        number: FrontPoint(record, 12.5, 1e9, 0.0)
-        for number, record in records.items()
-        if number in [record.number for record in front]
-    }
+    before = {record.number: FrontPoint(record, 12.5, 1e9, 0.0) for record in front[1:]}
     dense = DenseFigures(50.0, 1e9, 0.0)
     context = context_of(result, tmp_path)
-    monkeypatch.setattr("autorank.finish.evaluate", lambda *_: pytest.fail("the test data were read again"))
-    given: dict[str, Any] = {"records": records, "known": before}
-    points, figures = measure_front(front, context, Silent(), known_dense=dense, **given)
-    assert figures.test_score == 50.0
-    assert figures.runtime == "onnxruntime"
-    assert [point.test_score for point in points] == [12.5] * len(points)
-    assert all(point.latency_ms and point.latency_ms < 1e6 for point in points)
-    same, kept = measure_front(front, context, Silent(), known_dense=replace(dense, runtime="onnxruntime"), **given)
-    assert kept.latency_ms == 1e9
-    assert [point.latency_ms for point in same] == [1e9] * len(same)
+    given: dict[str, Any] = {"records": records, "known_dense": dense}
+    points, figures = measure_front(front, context, Silent(), known=before, **given)
+    assert (figures.test_score, figures.runtime) == (50.0, "onnxruntime")
+    assert [point.test_score for point in points] == [None] + [12.5] * len(before)  # there are no test data
+    for each in (figures, *points):
+        assert each.latency_ms is not None
+        assert each.latency_ms < 1e6
+    whole = {point.record.number: point for point in points}
+    assert measure_front(front, context, Silent(), known=whole, **given) == (points, dense)
 
 
 def context_of(result: autorank.SearchResult, directory: Path) -> TrialContext:

@@ -298,6 +298,40 @@ def test_other_models_are_loaded_too(model: Any, choices: Any, shapes: Any, flav
         assert described.signature.inputs.inputs[0].shape == (1, 8)
 
 
+def test_a_model_with_bits_is_there_as_whole_numbers_for_any_batch_size(tmp_path: Path) -> None:
+    import mlflow.pyfunc
+    import onnx
+
+    choices = {"conv1": Choice("dense", (), (), 8, 8), "conv2": Choice("tucker2", (8, 6), (), 4, 8)}
+    case = exporting.make("tiny_conv", choices)
+    folder = pack(case.task, case.header, case.point, case.model, tmp_path).folder
+    kinds = [node.op_type for node in onnx.load(next(folder.glob("*.onnx"))).graph.node]
+    assert "DequantizeLinear" in kinds
+    loaded = mlflow.pyfunc.load_model(str(folder))
+    for count in (1, 5):
+        inputs = case.inputs[0][:count]
+        made = next(iter(loaded.predict(inputs.numpy()).values()))
+        with torch.no_grad():
+            wanted = case.model(inputs).numpy()
+        assert np.abs(made - wanted).max() <= 0.25 * np.abs(wanted).max()
+
+
+def test_a_program_of_one_batch_size_says_so(tmp_path: Path) -> None:
+    from mlflow.models import Model
+
+    class SortedRows(Rows):
+        """Has no ONNX form and one batch size."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            rows = super().forward(x)
+            return torch.linalg.eigvals(rows[:, :, None] * rows[:, None, :]).real
+
+    case = exporting.make(SortedRows, LINEAR, (8,))
+    described = Model.load(str(pack(case.task, case.header, case.point, case.model, tmp_path).folder))
+    assert "pytorch" in described.flavors
+    assert described.signature.inputs.inputs[0].shape == (1, 8)
+
+
 def test_a_model_that_no_trace_holds_is_refused(tmp_path: Path) -> None:
     case = exporting.make(Branches, LINEAR, (8,))
     with pytest.raises(Exception, match="data-dependent"):
