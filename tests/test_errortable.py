@@ -228,7 +228,7 @@ def test_processes_that_die_cost_only_time(
 
 
 SCRIPT = """
-import sys, torch
+import signal, sys, torch
 from pathlib import Path
 from autorank import errortable
 from autorank.errortable import candidate_errors
@@ -241,6 +241,7 @@ class Loud(Silent):
         print(done, flush=True)
 
 errortable.SPAWN_FROM_S = 0.0
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background has it ignored
 torch.manual_seed(0)
 model = torch.nn.Sequential(torch.nn.Conv2d(96, 96, 3, padding=1), torch.nn.Conv2d(96, 96, 3, padding=1)).eval()
 space = build_space(
