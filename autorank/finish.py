@@ -9,7 +9,7 @@ from torch import nn
 
 from autorank import measure
 from autorank.evaluate import evaluate
-from autorank.fronttime import ORIGINAL, has_bits, timer
+from autorank.fronttime import ORIGINAL, timer
 from autorank.job import job_of
 from autorank.progress import Reporter
 from autorank.trial import TrialContext, TrialRunner
@@ -56,7 +56,7 @@ def measure_front(
         Test score and latency of the dense model, measured beside them.
     """
     known = known or {}
-    runtime: Runtime = "onnxruntime" if has_bits(front) else "pytorch"
+    runtime: Runtime = "onnxruntime" if any(record.plan.has_bits for record in front) else "pytorch"
     if known_dense is not None and all(record.number in known for record in front):
         return tuple(known[record.number] for record in front), known_dense
     runner = TrialRunner(context)
@@ -101,7 +101,7 @@ def _layer_times(
 ) -> dict[tuple[str, Choice | None], float]:
     """Time every layer of the front's plans alone, and its dense original."""
     specs = {spec.name: spec for spec in context.specs}
-    layers = [layer for record in front for layer in record.layers if not layer.choice.bits]
+    layers = [layer for record in front for layer in record.layers]
     pairs = dict.fromkeys((specs[layer.name], choice) for layer in layers for choice in (None, layer.choice))
     return measure.time_layers(pairs, threads, context.device, batch)
 

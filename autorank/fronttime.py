@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from autorank.artifacts import reason
 from autorank.copying import model_copy
 from autorank.errors import ExportError
 from autorank.tasks import Task
-from autorank.types import Runtime, TrialRecord
+from autorank.types import Runtime
 
 ORIGINAL = -1
 """Stands for the dense model where models go by the numbers of their trials."""
@@ -49,11 +49,6 @@ class Timer(Protocol):
 
     def times(self) -> Times:
         """Return what was measured."""
-
-
-def has_bits(records: Iterable[TrialRecord]) -> bool:
-    """Say whether some layer of these plans has bits."""
-    return any(choice.bits for record in records for _, choice in record.plan.layers)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import Any
 from autorank.comparing import Check
 from autorank.deployment import Latency
 from autorank.privacy import public, without_secrets
-from autorank.types import DENSE, DenseFigures, FrontPoint, Plan, SweepHeader
+from autorank.types import DENSE, DenseFigures, FrontPoint, SweepHeader
 
 _RUNTIMES = {"pytorch": "PyTorch", "onnxruntime": "ONNX Runtime"}
 _RATIOS = {"macs": "MACs", "params": "Parameters", "bytes": "Bytes of the parameters", "bops": "Bit operations"}
@@ -110,7 +110,7 @@ def _figures(header: SweepHeader, point: FrontPoint, dense: DenseFigures | None)
         kept = record.cost.kept(header.dense_cost)
         for name, label in _RATIOS.items():
             before, after = getattr(header.dense_cost, name), getattr(record.cost, name)
-            if before is None or after is None or (name == "bops" and not _has_bits(record.plan)):
+            if before is None or after is None or (name == "bops" and not record.plan.has_bits):
                 continue
             rows.append([label, f"{before:,}", f"{after:,}", f"{kept[f'{name}_kept']:.1%} kept"])
     rows.append(_latency(header, point, dense))
@@ -129,10 +129,6 @@ def _figures(header: SweepHeader, point: FrontPoint, dense: DenseFigures | None)
         "MACs are multiply-accumulates for one example. The test split was read once, at the end of the sweep."
     )
     return lines
-
-
-def _has_bits(plan: Plan) -> bool:
-    return any(choice.weight_bits is not None for _, choice in plan.layers)
 
 
 def _timed(latencies: Sequence[Latency]) -> list[str]:

@@ -68,8 +68,7 @@ class Restorer:
 
     def first_steps(self, plan: Plan, fidelity: Fidelity, pulled: bool = False) -> int:
         """Return how many of a trial's steps are taken in floating point; of a pulled training, one at least."""
-        quantized = any(choice.weight_bits is not None for _, choice in plan.layers)
-        first = fidelity.steps - (round(self._quantization.qat * fidelity.steps) if quantized else 0)
+        first = fidelity.steps - (round(self._quantization.qat * fidelity.steps) if plan.has_bits else 0)
         return max(first, min(1, fidelity.steps)) if pulled else first
 
     def restore(
@@ -96,7 +95,7 @@ class Restorer:
         if first and not trained:
             model, best, curve, note = self._fine_tune(model, best, self._recovery, first, clock)
             notes.append(note)
-        if any(choice.weight_bits is not None for _, choice in plan.layers):
+        if plan.has_bits:
             model, best, more, note = self._quantize(model, fidelity, fidelity.steps - first, clock)
             curve += tuple((first + step, loss) for step, loss in more)
             notes.append(note)

@@ -133,6 +133,11 @@ class Plan:
         return dict(self.layers)
 
     @property
+    def has_bits(self) -> bool:
+        """Whether some layer is quantized."""
+        return any(choice.weight_bits is not None for _, choice in self.layers)
+
+    @property
     def in_float(self) -> Plan:
         """The plan without bits; layers that keep their kernel are not in it."""
         decomposed = {name: choice for name, choice in self.layers if choice.format != DENSE}
