@@ -5,18 +5,18 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from autorank.errors import ConfigError, did_you_mean
+from autorank.errors import ConfigError
 from autorank.privacy import filled, lost
 from autorank.quant.settings import QuantSettings
 from autorank.recover import Recovery
 from autorank.remotestore import is_url
+from autorank.settings import made
 from autorank.yamlfile import explain, parse, read_text
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -160,14 +160,12 @@ class SweepConfig(_Section):
     @field_validator("recovery", mode="before")
     @classmethod
     def _recovery(cls, value: object) -> object:
-        if not isinstance(value, Mapping):
-            return value
-        return _made(Recovery, "recovery", value)
+        return _section(Recovery, "recovery", value) if isinstance(value, Mapping) else value
 
     @field_validator("quantization", mode="before")
     @classmethod
     def _quantization(cls, value: object) -> object:
-        return _made(QuantSettings, "quantization", value) if isinstance(value, Mapping) else value
+        return _section(QuantSettings, "quantization", value) if isinstance(value, Mapping) else value
 
     @field_validator("objectives", "constraints", mode="before")
     @classmethod
@@ -180,15 +178,10 @@ class SweepConfig(_Section):
         return {"name": value} if isinstance(value, str) else value
 
 
-def _made(kind: type[Any], what: str, given: Mapping[str, Any]) -> object:
-    """Return a dataclass of settings made from a mapping; what it says of a value becomes an error of the key."""
-    names = [field.name for field in fields(kind)]
-    for key in given:
-        if key not in names:
-            why = {"key": repr(key), "hint": did_you_mean(str(key), names), "keys": ", ".join(names)}
-            raise PydanticCustomError("key", "unknown key {key}{hint}; allowed are {keys}", why)
+def _section(kind: type[Any], what: str, given: Mapping[str, Any]) -> object:
+    """Return a section's settings; what is said of a key or a value becomes an error of the section."""
     try:
-        return kind(**given)
+        return made(kind, what, given)
     except ConfigError as error:
         raise PydanticCustomError(what, "{error}", {"error": str(error).removeprefix(f"{what}: ")}) from None
 

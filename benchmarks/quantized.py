@@ -7,7 +7,7 @@ fine-tuned model quantized with minima and maxima to the nearest level; the dens
 `quantize_static`, in the same number format as autorank's file, beside autorank's.
 
 python benchmarks/quantized.py [--quick] [--json FILE] [--work DIR] [--shares 0.5,0.35] [--steps 160]
-    [--parts table,stages,orders,widths]
+    [--parts table,stages,orders,widths,formats]
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from harness import ROOT, arguments, cifar, finish
+from quantized_formats import by_format
 from quantized_models import NAIVE, STAGES, Models
 from quantized_speed import File, quantized_by_runtime, timed, widths, written
 from torch import nn
@@ -32,7 +33,7 @@ from autorank.recover import Recovery
 from autorank.tasks import Task, load_task
 from autorank.types import DENSE, Plan, bit_operations
 
-PARTS = ("table", "stages", "orders", "widths")
+PARTS = ("table", "stages", "orders", "widths", "formats")
 PLANS = Path(__file__).with_name("quantized_plans.json")
 
 
@@ -160,6 +161,11 @@ def _orders(models: Models, plans: dict[float, Plan], folder: Path) -> list[dict
 def _widths(models: Models, plans: dict[float, Plan], folder: Path) -> list[dict[str, Any]]:
     """Print times of wider networks without training: from which width on decomposed whole numbers are faster."""
     return widths()
+
+
+def _formats(models: Models, plans: dict[float, Plan], folder: Path) -> list[dict[str, Any]]:
+    """Print what bits cost every format without training, at the largest share of the MACs."""
+    return by_format(models, max(plans), formats.names())
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
         "remotelock",
         "remotestore",
         "seeding",
+        "settings",
         "yamlfile",
     ),
     ("solvers",),

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from autorank.errors import ConfigError, did_you_mean
+from autorank.errors import ConfigError
+from autorank.settings import made
 
 Ranges = Literal["minmax", "percentile", "mse"]
 WeightRanges = Literal["max", "mse"]
@@ -69,13 +69,7 @@ class QuantSettings:
     @classmethod
     def from_mapping(cls, data: object) -> QuantSettings:
         """Return the settings that a mapping with some of the keys asks for; ConfigError says what is wrong."""
-        if not isinstance(data, Mapping):
-            raise ConfigError(f"quantization must be a mapping, not {data!r}")
-        known = [field.name for field in fields(cls)]
-        for key in data:
-            if key not in known:
-                raise ConfigError(f"quantization: unknown key {key!r}{did_you_mean(str(key), known)}")
-        return cls(**{str(key): value for key, value in data.items()})
+        return made(cls, "quantization", data)
 
 
 def _wrong(name: str, value: Any, allowed: str) -> ConfigError:
