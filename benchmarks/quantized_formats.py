@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import torch
 from format_quality import best
 from quantized_models import STAGES, Models
-from torch import nn
+from torch import Tensor, nn
 
 from autorank import formats
-from autorank.evaluate import evaluate
 from autorank.fitcache import FitCache
 from autorank.plan import apply
 from autorank.quant import calibrate, with_bits
@@ -22,13 +22,17 @@ SHOWN = ("naive", "+ equalise", "all but equalise", "+ rounding")
 
 
 def by_format(models: Models, share: float, names: list[str]) -> list[dict[str, Any]]:
-    """Print accuracy on the validation data with every convolution in one format and bits, without any training."""
+    """Print what bits do to networks with every convolution in one format, on validation data, without any training.
+
+    Batch-norm statistics are estimated again in floating point, as a trial does. The *error* is that of the outputs to
+    the same network in floating point, squared, relative to the outputs' variance.
+    """
     task, dense, specs = models.task, models.dense, models.profiled.layers
     inputs = (batch.inputs for batch in task.calibration_batches(512, 64))
     stats, cache = whitening.collect(dense, specs, inputs), FitCache(None)
     weights = {spec.name: dense.get_submodule(spec.name).weight.detach() for spec in specs}
     found = []
-    print(f"{'':<15}{'float':>8}" + "".join(f"{f'W{bits}A8 {name}':>24}" for bits in (8, 4) for name in SHOWN))
+    print(f"{'accuracy, error':<17}{'float':>6}" + "".join(f"{f'W{b}A8 {name}':>24}" for b in (8, 4) for name in SHOWN))
     for name in names:
         choices = {}
         for spec in specs:
@@ -37,20 +41,28 @@ def by_format(models: Models, share: float, names: list[str]) -> list[dict[str, 
             fit = best(formats.get(name), weights[spec.name], spec, stats[spec.name], "input", share, "macs", cache)
             if fit is not None:
                 choices[spec.name] = fit.choice
-        model, _ = apply(dense, Plan.of(choices), specs=specs, stats=stats, cache=cache)
-        row: dict[str, Any] = {"format": name, "share": share, "layers": len(choices), "float": _score(models, model)}
+        model = models.settled(apply(dense, Plan.of(choices), specs=specs, stats=stats, cache=cache)[0])
+        wanted, score = _outputs(models, model)
+        row: dict[str, Any] = {"format": name, "share": share, "layers": len(choices), "float": score}
         for bits in (8, 4):
             plan = Plan.of(
-                {name: replace(choice, weight_bits=bits, activation_bits=8) for name, choice in choices.items()}
+                {key: replace(choice, weight_bits=bits, activation_bits=8) for key, choice in choices.items()}
             )
             for stage in SHOWN:
                 quantized = with_bits(model, plan)
                 calibrate(quantized, (batch.inputs for batch in task.calibration_batches(512, 128)), STAGES[stage])
-                row[f"W{bits}A8 {stage}"] = _score(models, quantized)
+                outputs, score = _outputs(models, quantized)
+                error = float((outputs - wanted).square().mean() / (wanted - wanted.mean(0)).square().mean())
+                row[f"W{bits}A8 {stage}"] = {"score": score, "error": error}
         found.append(row)
-        print(f"{name:<15}{row['float']:>8.2f}" + "".join(f"{row[key]:>24.2f}" for key in list(row)[4:]), flush=True)
+        cells = "".join(f"{cell['score']:>15.1f}{cell['error']:>9.4f}" for cell in list(row.values())[4:])
+        print(f"{name:<17}{row['float']:>6.1f}{cells}", flush=True)
     return found
 
 
-def _score(models: Models, model: nn.Module) -> float:
-    return evaluate(model, models.task, "validation").score
+def _outputs(models: Models, model: nn.Module) -> tuple[Tensor, float]:
+    """Return the outputs on the validation data, and their score."""
+    batches = list(models.task.batches("validation"))
+    with torch.no_grad():
+        outputs = torch.cat([model(*batch.inputs) for batch in batches])
+    return outputs, float(models.task.metric(outputs, torch.cat([batch.targets for batch in batches])))

@@ -91,7 +91,7 @@ class Models:
             model = with_bits(self.tuned(plan, first) if first else self.fitted(plan), bits)
             taken = self.task.calibration_batches(settings.calibration, 128)
             calibrate(model, (batch.inputs for batch in taken), settings)
-            return self._settled(model)
+            return self.settled(model)
 
         if not last or not plan.layers:
             return self._kept(f"ptq-{start}", bits, calibrated)
@@ -139,7 +139,7 @@ class Models:
             model.load_state_dict(state)
         return model
 
-    def _settled(self, model: nn.Module) -> nn.Module:
+    def settled(self, model: nn.Module) -> nn.Module:
         """Re-estimate the batch norms' statistics where that lowers the validation loss."""
         batches = self.task.train_batches(-(-self.recovery.calibration // 128), 128, self.seed)
         again = reestimate_batch_norm(model, batches, laid=self.task.channels_last())
