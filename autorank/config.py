@@ -58,7 +58,7 @@ class LatencyConfig(_Section):
 
 
 class SweepConfig(_Section):
-    """Everything that a sweep depends on; see `autorank search --help` for each key."""
+    """Everything that a sweep depends on; docs/sweepfile.md says what each key is."""
 
     model: str | None = None
     model_args: dict[str, Any] = Field(default_factory=dict)
