@@ -69,7 +69,9 @@ GpusPerTrial = Annotated[
         "--gpus-per-trial", help="GPUs likewise (default 0; with --address and --device cuda 1; 0.5 is allowed)."
     ),
 ]
-TrackingUri = Annotated[str | None, typer.Option(help="MLflow server; default: mlflow.db beside the sweep directory.")]
+TrackingUri = Annotated[
+    str | None, typer.Option(help="MLflow server or database (default: mlflow.db beside the sweep directory).")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on standard error.")]
 
 
@@ -84,10 +86,11 @@ def search(
     model_arg: ModelArg = None,
     data_arg: DataArg = None,
     validation: Annotated[
-        str | None, typer.Option(help="Size of the validation split: a fraction (0.1) or a number of examples.")
+        str | None, typer.Option(help="Size of the validation split: a fraction (default 0.1) or a number of examples.")
     ] = None,
     space: Annotated[
-        str | None, typer.Option(help="Search space: a YAML file or a shipped name (see `autorank spaces`).")
+        str | None,
+        typer.Option(help="Search space: a YAML file or a shipped name (see `autorank spaces`; default: default)."),
     ] = None,
     strategy: Annotated[
         str | None,
@@ -131,7 +134,8 @@ def search(
     gpus_per_trial: GpusPerTrial = None,
     tracking_uri: TrackingUri = None,
     max_drop: Annotated[
-        float | None, typer.Option(help="Score that the recommended model may lose (default: 1 point of accuracy).")
+        float | None,
+        typer.Option(help="Score that the recommended model may lose (default: 1 point of accuracy, 2 % of others)."),
     ] = None,
     quiet: Quiet = False,
 ) -> None:
@@ -163,7 +167,10 @@ def resume(
     tracking_uri: TrackingUri = None,
     quiet: Quiet = False,
 ) -> None:
-    """Go on with a sweep after any stop; finished trials are never run again. More --trials extend it."""
+    """Go on with a sweep after any stop; finished trials are never run again. More --trials extend it.
+
+    What is not given stays as it was when the sweep was started, whatever is called default below.
+    """
     from autorank.sweep import resume as run_resume
 
     result = run_resume(
