@@ -231,6 +231,7 @@ def search(
         sweep_dir : path, or an fsspec URL such as "s3://bucket/sweeps/net";
         tracking_uri, experiment : where MLflow's runs go; tracking : False for none.
         Without a task also model, weights, data, model_args, data_args and validation.
+        docs/sweepfile.md says of each what it is, and its default.
 
     Returns
     -------
