@@ -198,7 +198,7 @@ def _option_sets(
     for shrink in shrinks:
         if isinstance(shrink, bool | str) or not 0 <= shrink <= 1:
             raise SpaceError(f"{where}.shrink: {shrink!r} is not a number from 0 to 1")
-    offered = dict.fromkeys(key for variant in fmt.variants(spec) for key, _ in variant)
+    offered = dict.fromkeys([key for variant in fmt.variants(spec) for key, _ in variant] + [*fmt.free_options(spec)])
     for key, values in wanted.items():
         if key not in offered:
             allowed = [*FormatEntry.model_fields, "shrink", *offered]

@@ -69,6 +69,10 @@ GpusPerTrial = Annotated[
         "--gpus-per-trial", help="GPUs likewise (default 0; with --address and --device cuda 1; 0.5 is allowed)."
     ),
 ]
+MaxDrop = Annotated[
+    float | None,
+    typer.Option(help="Score that the recommended model may lose (default: 1 point of accuracy, 2 % of others)."),
+]
 TrackingUri = Annotated[
     str | None, typer.Option(help="MLflow server or database (default: mlflow.db beside the sweep directory).")
 ]
@@ -133,10 +137,7 @@ def search(
     cpus_per_trial: CpusPerTrial = None,
     gpus_per_trial: GpusPerTrial = None,
     tracking_uri: TrackingUri = None,
-    max_drop: Annotated[
-        float | None,
-        typer.Option(help="Score that the recommended model may lose (default: 1 point of accuracy, 2 % of others)."),
-    ] = None,
+    max_drop: MaxDrop = None,
     quiet: Quiet = False,
 ) -> None:
     """Run a sweep: try formats and ranks for every layer, and print the front of score against cost.
@@ -165,6 +166,7 @@ def resume(
     gpus_per_trial: GpusPerTrial = None,
     device: Device = None,
     tracking_uri: TrackingUri = None,
+    max_drop: MaxDrop = None,
     quiet: Quiet = False,
 ) -> None:
     """Go on with a sweep after any stop; finished trials are never run again. More --trials extend it.
@@ -186,6 +188,7 @@ def resume(
         gpus_per_trial=gpus_per_trial,
         device=device,
         tracking_uri=tracking_uri,
+        max_drop=max_drop,
     )
     _print_result(result)
 

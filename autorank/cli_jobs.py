@@ -111,14 +111,16 @@ def _submit(
         for line in notes:
             _note(line)
     typer.echo(job)
-    where = f" --address {address}" if address else ""
+    where = _where(address)
     _say(f"follow it: autorank logs {job} --follow{where}; stop it: autorank stop {job}{where}")
 
 
 def _changes(settings: Any) -> dict[str, Any]:
     """Return what was given, when `autorank resume` takes it; anything else cannot change."""
     given = settings.model_dump(mode="json", exclude_unset=True)
-    names = {"trials", "max_time", "workers", "device", "executor", "tracking_uri"}
+    from autorank.config import RESUMABLE
+
+    names = RESUMABLE - {"address", "experiment", "tracking"}  # a job's cluster is its own; the others have no flag
     wrong = sorted(set(given) - names - {"sweep_dir"})
     if wrong:
         raise ConfigError(f"{wrong[0]} cannot change when a sweep is resumed; only {', '.join(sorted(names))} can")
@@ -196,7 +198,12 @@ def stop(
     server.stop(job, now)
     sweep = server.get(job).sweep
     _say(f"{job}: {'ended' if now else 'finishes its running trials and saves'}")
-    _say(f"`autorank submit --resume --sweep-dir {sweep}` goes on with it")
+    _say(f"`autorank submit --resume --sweep-dir {sweep}{_where(address)}` goes on with it")
+
+
+def _where(address: str | None) -> str:
+    """Return the flag that a further command needs to reach the same cluster."""
+    return f" --address {address}" if address else ""
 
 
 def _write(text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -26,6 +27,15 @@ NO_CLIENT = (
     "machine a node (ray start --address=HOST:PORT --num-cpus=0) and give HOST:PORT, or run the sweep in the cluster: "
     "autorank submit"
 )
+
+FILE_SCHEMES = ("parquet", "imagefolder")
+"""Data sources that name files or directories."""
+
+RESUMABLE = frozenset(
+    {"trials", "max_time", "trial_timeout", "max_drop", "tracking", "tracking_uri", "experiment"}
+    | {"executor", "workers", "address", "cpus_per_trial", "gpus_per_trial", "device"}
+)
+"""Settings that may be given anew when a sweep goes on; the others shape its results."""
 
 
 class _Section(BaseModel):
@@ -277,9 +287,20 @@ def rooted(settings: Mapping[str, Any], root: Path) -> dict[str, Any]:
     source = data.get("data")
     if isinstance(source, str):
         scheme, _, rest = source.partition(":")
-        if scheme in ("parquet", "imagefolder") and not Path(rest).is_absolute() and _is_there(root / rest):
-            data["data"] = f"{scheme}:{(root / rest).resolve()}"
+        if scheme in FILE_SCHEMES:
+            rooted_parts = (_rooted(scheme, part, root) for part in parts_of(scheme, rest))
+            data["data"] = f"{scheme}:{','.join(rooted_parts)}"
     return data
+
+
+def parts_of(scheme: str, place: str) -> list[str]:
+    """Return the places that a data source names: ``parquet:`` takes several, with commas between them."""
+    return place.split(",") if scheme == "parquet" else [place]
+
+
+def _rooted(scheme: str, part: str, root: Path) -> str:
+    pattern = scheme == "parquet" and glob.has_magic(part) and not part.startswith("~")
+    return str((root / part).resolve()) if pattern or _is_there(root / part) else part
 
 
 def _is_there(path: Path, look: Callable[[Path], bool] = Path.exists) -> bool:

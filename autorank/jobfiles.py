@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -10,9 +11,10 @@ from typing import Any
 
 import yaml
 
-from autorank.config import SweepConfig
+from autorank.config import FILE_SCHEMES, SweepConfig, parts_of
 from autorank.errors import ConfigError
 from autorank.privacy import lost, to_keep
+from autorank.remotestore import is_url
 from autorank.usercode import code_files, files_named
 
 SETTINGS = "sweep.yaml"
@@ -61,6 +63,8 @@ def pack(
     if not paths_are_there:
         for key in ("weights", "space", "data"):
             notes += _take(settings, key, folder, sizes)
+        if (reused := settings.get("reuse")) is not None and not is_url(reused):
+            notes.append(f"reuse: {reused} is taken for a path on the cluster; sweeps are not uploaded")
     for name in ("model", "data"):
         value = settings.get(name)
         if isinstance(value, str) and value.startswith("python:") and _lies_in(value, code):
@@ -81,29 +85,48 @@ def refuse_secrets(settings: Mapping[str, Any]) -> None:
 
 
 def _take(settings: dict[str, Any], key: str, folder: Path, sizes: dict[str, int]) -> list[str]:
-    """Copy the file or directory that a setting names, and make the setting point to the copy."""
+    """Copy the files or directories that a setting names, and make the setting point to the copies."""
     value = settings.get(key)
     if not isinstance(value, str):
         return []
     scheme, colon, path = value.partition(":") if key == "data" else ("", "", value)
-    if key == "data" and scheme not in ("parquet", "imagefolder"):
+    if key == "data" and scheme not in FILE_SCHEMES:
         return []
-    source = Path(path)
-    if not source.exists():
-        if key == "space" and os.sep not in path:
+    parts, taken, notes = parts_of(scheme, path), [], []
+    for number, part in enumerate(parts):
+        found = _found(scheme, part)
+        if not found and key == "space" and os.sep not in part:
             return []  # a shipped name
-        if not source.is_absolute():
-            raise ConfigError(f"{key}: there is no {path} here; give an absolute path if it lies on the cluster")
-        return [f"{key}: {path} is not on this machine; it is taken for a path on the cluster"]
+        if not found and not Path(part).is_absolute():
+            raise ConfigError(f"{key}: there is no {part} here; give an absolute path if it lies on the cluster")
+        if not found:
+            notes.append(f"{key}: {part} is not on this machine; it is taken for a path on the cluster")
+            taken.append(part)
+        for source in found:
+            # Which split a file belongs to may stand in the name of its directory.
+            apart = () if found == [Path(part)] == [Path(path)] else (str(number), source.absolute().parent.name)
+            taken.append(str(_copied(source, key, Path(FILES, key, *apart), folder, sizes)))
+    settings[key] = f"{scheme}{colon}{','.join(taken)}"
+    return notes
+
+
+def _found(scheme: str, place: str) -> list[Path]:
+    """Return what is at a place: a file, a directory, or all that a pattern of ``parquet:`` matches."""
+    if Path(place).exists() or scheme != "parquet":
+        return [Path(place)] if Path(place).exists() else []
+    return sorted(map(Path, glob.glob(place)))
+
+
+def _copied(source: Path, key: str, under: Path, folder: Path, sizes: dict[str, int]) -> Path:
+    """Copy a file or a directory to `under`, below `folder`, and return where it lies there."""
     found = [source] if source.is_file() else [part for part in sorted(source.rglob("*")) if part.is_file()]
-    named = {part: Path(FILES, key, part.relative_to(source.parent)) for part in found}
     sizes.update({f"{key}: {part}": part.stat().st_size for part in found})
     _check(sizes)
-    for part, target in named.items():
-        (folder / target).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(part, folder / target)
-    settings[key] = f"{scheme}{colon}{Path(FILES, key, source.name)}"
-    return []
+    for part in found:
+        target = folder / under / part.relative_to(source.parent)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(part, target)
+    return under / source.name
 
 
 def _lies_in(name: str, code: Path) -> bool:

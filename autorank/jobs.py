@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _SWEEP = "autorank.sweep_dir"
 _ASKS = "autorank.stops"
 _ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
-_EXTRA = "jobs need what Ray's dashboard needs: pip install 'autorank[cluster]'"
+_EXTRA = "jobs need what Ray's dashboard needs (autorank's extra 'cluster'): pip install 'ray[default]'"
 _TOKEN = "RAY_AUTH_TOKEN_PATH (a file) or RAY_AUTH_TOKEN must give the token of the cluster"
 _GONE_AT_REBOOT = ("/tmp", "/var/tmp", "/dev", "/run", "/proc")
 _INTERRUPTED = 130

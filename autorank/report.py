@@ -69,7 +69,7 @@ def render_report(
         "## Plan",
         *_plan(header, point),
         "## Loading it",
-        *_loading(header, sizes, input_names),
+        *_loading(header, sizes, input_names, point.record.plan.has_bits),
         "## Files and checks",
         *_files(sizes, checks, examples, notes or {}),
         "## How it came about",
@@ -209,7 +209,7 @@ def _plan(header: SweepHeader, point: FrontPoint) -> list[str]:
     return lines
 
 
-def _loading(header: SweepHeader, sizes: Mapping[str, int], input_names: Sequence[str]) -> list[str]:
+def _loading(header: SweepHeader, sizes: Mapping[str, int], input_names: Sequence[str], bits: bool) -> list[str]:
     lines = []
     names = ", ".join(_identifier(name) for name in input_names)
     if "model.safetensors" in sizes:
@@ -221,7 +221,15 @@ def _loading(header: SweepHeader, sizes: Mapping[str, int], input_names: Sequenc
         lines += [
             "As a PyTorch program, without the model's code (open .pt2 files of others only when you trust them: "
             "`torch.export.load` may unpickle):",
-            _code(f'import torch\nmodel = torch.export.load("model.pt2").module()\noutput = model({names})'),
+            _code(
+                "import torch\n"
+                + (
+                    "import torch.ao.quantization.fx._decomposed  # makes the program's operations known\n"
+                    if bits
+                    else ""
+                )
+                + f'model = torch.export.load("model.pt2").module()\noutput = model({names})'
+            ),
         ]
     if "model.onnx" in sizes:
         feed = ", ".join(f'"{name}": {_identifier(name)}' for name in input_names)

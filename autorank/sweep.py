@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autorank.cluster import check_address, code_directory, joined
-from autorank.config import SweepConfig, make_config, merged, rooted, whole
+from autorank.config import RESUMABLE, SweepConfig, make_config, merged, rooted, whole
 from autorank.driver import Driver
 from autorank.errors import ConfigError, SweepError
 from autorank.front import Recommendation, front_of, recommended, select
@@ -294,12 +294,10 @@ def resume(
         raise SweepError(f"{directory} was stopped before its search began; the same `autorank search` starts it again")
     if settings.get("trials") is not None and settings["trials"] < finished:
         raise ConfigError(f"trials: {settings['trials']} is fewer than the {finished} that the sweep has; give more")
-    free = {"trials", "max_time", "executor", "tracking", "tracking_uri", "max_drop", "device", "experiment"}
-    free |= {"trial_timeout", "address", "workers", "cpus_per_trial", "gpus_per_trial"}
-    wrong = {key for key, value in settings.items() if value is not None} - free
+    wrong = {key for key, value in settings.items() if value is not None} - RESUMABLE
     if wrong:
         raise ConfigError(
-            f"{sorted(wrong)[0]} cannot change when a sweep is resumed; only {', '.join(sorted(free))} can"
+            f"{sorted(wrong)[0]} cannot change when a sweep is resumed; only {', '.join(sorted(RESUMABLE))} can"
         )
     config = make_config(merged(header.config, settings), f"{directory}/{FILE_NAME}")
     if config.workers is not None and config.lookahead is not None and config.workers > config.lookahead:

@@ -99,3 +99,10 @@ def test_a_plan_that_whitens_outputs_needs_a_loss(loss: Any, words: str, whiten:
     with pytest.raises(AutorankError, match=words) as error:
         autorank.compress(network(), plan, calibration=[INPUTS], loss=loss)
     assert "\n" not in str(error.value)
+
+
+def test_a_layer_that_keeps_its_kernel_needs_no_rank() -> None:
+    written = {"layers": {"conv": {"format": "dense", "weight_bits": 8, "activation_bits": 8}}}
+    assert Plan.from_json(written) == Plan.of({"conv": Choice("dense", (), (), 8, 8)})
+    with pytest.raises(KeyError, match="rank"):
+        Plan.from_json({"layers": {"conv": {"format": "tucker2"}}})

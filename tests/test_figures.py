@@ -162,6 +162,7 @@ def test_front_table_holds_the_points():
     assert table["drop"].tolist() == pytest.approx([92.5 - p.record.score for p in front])
     assert table["test_score"].tolist() == [p.test_score for p in front]
     assert table["latency_kept"].tolist() == pytest.approx([1.5 / 2.0] * len(front))
+    assert table["bops_kept"].tolist() == [p.record.kept["bops_kept"] for p in front]
     assert table["slower_layers"].tolist() == [HOSTILE] + [""] * (len(front) - 1)
     assert table["plan_id"].tolist() == [p.record.plan_id for p in front]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import subprocess
@@ -15,7 +16,7 @@ import yaml
 
 import autorank
 from autorank import cli, jobfiles, jobrun
-from autorank.config import SweepConfig
+from autorank.config import SweepConfig, read_config
 from autorank.errors import AutorankError, ConfigError
 from autorank.jobs import Jobs, check_sweep_dir
 from autorank.journal import Journal, read
@@ -189,7 +190,7 @@ def test_without_what_the_job_server_needs_the_extra_is_named() -> None:
     code = "import sys; sys.modules['aiohttp'] = None; from autorank.jobs import Jobs; Jobs('http://127.0.0.1:9')"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr
     assert "MissingExtraError" in said
-    assert "pip install 'autorank[cluster]'" in said
+    assert "pip install 'ray[default]'" in said
 
 
 @pytest.mark.parametrize(
@@ -212,6 +213,23 @@ def test_what_cannot_change_is_refused_before_a_sweep_is_gone_on_with(
     with pytest.raises(SystemExit):
         cli.main()
     assert "seed cannot change when a sweep is resumed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flag", ["--trials", "--cpus-per-trial", "--gpus-per-trial", "--trial-timeout", "--max-drop", "--workers"]
+)
+def test_what_a_resume_takes_may_be_given_with_a_job(
+    flag: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["submit", "--resume", "--sweep-dir", "/shared/net", flag, "1", "--address", "http://127.0.0.1:9"]
+    monkeypatch.setattr(sys, "argv", ["autorank", *arguments])
+    with pytest.raises(SystemExit):
+        cli.main()
+    said = capsys.readouterr().err
+    assert "cannot change" not in said
+    assert "127.0.0.1:9" in said
+    resumed = next(command.callback for command in cli.app.registered_commands if command.callback.__name__ == "resume")
+    assert flag.removeprefix("--").replace("-", "_") in inspect.signature(resumed).parameters
 
 
 def packed(project: Path, target: Path, **changes: object) -> dict[str, object]:
@@ -250,6 +268,38 @@ def test_data_here_is_taken_along_and_data_there_is_left_there(project: Path, tm
     there = packed(project, tmp_path / "there", model="python:installed:net", data="parquet:/shared/set")
     assert there["data"] == "parquet:/shared/set"
     assert files(tmp_path / "there") == {"sweep.yaml", "files/weights/net.safetensors"}
+
+
+def test_each_place_of_the_data_is_taken_along(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("set/train/0.parquet", "set/train/1.parquet", "set/test/0.parquet"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    data = f"parquet:{tmp_path}/set/train/*.parquet,{tmp_path}/set/test/0.parquet,/shared/more"
+    target = tmp_path / "job"
+    kept = packed(project, target, model="python:installed:net", data=data)["data"]
+    places = str(kept).removeprefix("parquet:").split(",")
+    assert [(target / place).read_text() for place in places[:3]] == [
+        "set/train/0.parquet",
+        "set/train/1.parquet",
+        "set/test/0.parquet",
+    ]
+    assert [Path(place).parent.name for place in places] == ["train", "train", "test", "shared"]
+    assert places[3] == "/shared/more"
+
+
+def test_relative_patterns_of_data_are_those_of_the_sweep_file(tmp_path: Path) -> None:
+    (tmp_path / "here.parquet").touch()
+    file = tmp_path / "sweep.yaml"
+    file.write_text("model: python:a.b:net\ndata: parquet:train/*.parquet,here.parquet,gone.parquet\n")
+    assert read_config(file, {}).data == f"parquet:{tmp_path}/train/*.parquet,{tmp_path}/here.parquet,gone.parquet"
+
+
+def test_a_sweep_to_reuse_is_said_to_stay_where_it_is(project: Path, tmp_path: Path) -> None:
+    settings = SweepConfig.model_validate({**SETTINGS, "weights": None, "reuse": "/home/me/sweeps/old"})
+    (tmp_path / "job").mkdir()
+    assert jobfiles.pack(settings, tmp_path / "job", project) == [
+        "reuse: /home/me/sweeps/old is taken for a path on the cluster; sweeps are not uploaded"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -211,6 +211,13 @@ def test_code_compiles_and_names_the_factory(report: str) -> None:
     assert "from shop.nets import resnet\nfactory = lambda: resnet(depth=20)" in blocks[0]
 
 
+def test_a_program_with_bits_is_opened_with_its_operations_known() -> None:
+    needed = "import torch.ao.quantization.fx._decomposed"
+    record = replace(POINT.record, plan=Plan.of({"block.conv": replace(TUCKER, weight_bits=8, activation_bits=8)}))
+    assert needed in render(HEADER, replace(POINT, record=record), None)
+    assert needed not in render(HEADER, POINT, None)
+
+
 @pytest.mark.parametrize(
     ("config", "line"),
     [

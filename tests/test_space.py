@@ -324,8 +324,12 @@ def test_options(entry, whiten, expected):
         ({"name": "kronecker", "a": ["outputs", "64x8x1x1", "2x2x3x1"]}, {"a": {"64x8x1x1", "2x2x3x1"}}),
         ({"name": "sekron", "shapes": "4x4x1x1/4x4x3x3"}, {"shapes": {"4x4x1x1/4x4x3x3"}}),
         ({"name": "sekron", "shapes": ["rows", "8x8x3x1"]}, {"shapes": {"64x1x3x1/1x1x1x3", "8x8x3x1"}}),
+        ({"name": "tensor_chain", "closing": [2, 4, 6]}, {"closing": {2, 4, 6}}),
+        ({"name": "tensor_ring", "closing": 4, "inner": [1, 2.0]}, {"closing": {4}, "inner": {1.0, 2.0}}),
+        ({"name": "tensor_ring", "inner": 0.5}, {"closing": {2, 3}, "inner": {0.5}}),
+        ({"name": "tensor_train", "inner": 1.5}, {"inner": {1.5}}),
     ],
-    ids=["shape", "word-and-shapes", "sequence", "word-and-sequence"],
+    ids=["shape", "word-and-shapes", "sequence", "word-and-sequence", "closing", "ring", "ring-inner", "inner"],
 )
 def test_options_with_values_of_the_users_own(entry, expected):
     rule = {"match": {"name": "layer3.0.*"}, "formats": [entry], "ranks": {"counts": [1, 2]}, "whiten": "none"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -108,13 +109,24 @@ class Format(ABC):
         spec : LayerSpec
         wanted : mapping of str to sequence of Scalar
             Option name → the values asked for, none of which `wrong_value` objects to; options that are not named may
-            have every value that `variants` offers. A format with more values than it offers of itself overrides this.
+            have every value that `variants` offers, and `free_options` that are named every value asked for.
         """
-        return tuple(
-            variant
-            for variant in self.variants(spec) or ((),)
-            if all(key not in wanted or value in wanted[key] for key, value in variant)
-        )
+        own = self._own_options(spec)  # which has 1.0 where the space may say 1
+        free = {
+            key: [known for known in own[key] if known in wanted[key]]
+            for key in self.free_options(spec)
+            if key in wanted
+        }
+        found: dict[Options, None] = {}
+        for variant in self.variants(spec) or ((),):
+            if all(key not in wanted or key in free or value in wanted[key] for key, value in variant):
+                for values in itertools.product(*free.values()):
+                    found[tuple(sorted({**dict(variant), **dict(zip(free, values, strict=True))}.items()))] = None
+        return tuple(found)
+
+    def free_options(self, spec: LayerSpec) -> tuple[str, ...]:
+        """Return the options of which a space may ask for every known value, offered by `variants` or not."""
+        return ()
 
     def wrong_value(self, spec: LayerSpec, key: str, value: Scalar) -> str | None:
         """Return None when a search space may ask for this value of an option, else what it may ask for, in words.

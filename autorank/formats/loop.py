@@ -59,6 +59,10 @@ class Loop(ChainFormat):
     def _closing(options: Options) -> int:
         return int(dict(options).get("closing", 2))
 
+    def free_options(self, spec: LayerSpec) -> tuple[str, ...]:
+        """Return the closing bond."""
+        return ("closing",)
+
     def _own_options(self, spec: LayerSpec) -> Mapping[str, tuple[Scalar, ...]]:
         return {"closing": CLOSING}
 

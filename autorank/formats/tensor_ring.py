@@ -25,6 +25,10 @@ class TensorRing(Loop):
         """Return a core for every spatial axis, or shared ones where that is no dearer."""
         return spatial_cores(spec, rank[0], rank[1], float(dict(options).get("inner", 1.0)))
 
+    def free_options(self, spec: LayerSpec) -> tuple[str, ...]:
+        """Return the closing bond and the bonds between spatial cores."""
+        return (*super().free_options(spec), "inner")
+
     def _own_options(self, spec: LayerSpec) -> Mapping[str, tuple[Scalar, ...]]:
         return {**super()._own_options(spec), "inner": INNER}
 

@@ -76,6 +76,10 @@ class TensorTrain(ChainFormat):
     def _absorbed(spec: LayerSpec, rank: tuple[int, ...]) -> tuple[bool, bool]:
         return rank[0] == spec.weight_shape[1], rank[1] == spec.out_channels // spec.groups
 
+    def free_options(self, spec: LayerSpec) -> tuple[str, ...]:
+        """Return the bonds between spatial cores, where the layer has any."""
+        return ("inner",) if len(wide_axes(spec)) > 1 else ()
+
     def _own_options(self, spec: LayerSpec) -> Mapping[str, tuple[Scalar, ...]]:
         return {"inner": INNER}
 

@@ -124,7 +124,7 @@ def _load(name: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
     try:
         import datasets
     except ImportError as error:
-        raise MissingExtraError('hf: data needs the extra: pip install "autorank[hub]"') from error
+        raise MissingExtraError("hf: data needs autorank's extra 'hub': pip install datasets") from error
     place = Path(name).expanduser()
     saved = any((place / note).is_file() for note in ("dataset_dict.json", "state.json"))
     try:

@@ -148,7 +148,7 @@ def _torchhub(rest: str, args: dict[str, Any]) -> tuple[Callable[..., Any], dict
             return torch.hub.load(repository, entry, **where, verbose=False, **args)
         except RuntimeError as error:
             if "Missing dependencies" in str(error) and any(name in str(error) for name in ("timm", "torchvision")):
-                raise MissingExtraError(f'{error}: pip install "autorank[vision]"') from error
+                raise MissingExtraError(f"{error}: pip install torchvision timm") from error
             raise
 
     return load, args
@@ -161,12 +161,11 @@ def _extra(package: str) -> Any:
         return importlib.import_module(package)
     except ImportError as error:
         raise MissingExtraError(
-            f'{package} models need the extra: pip install "autorank[vision]" ({describe(error)})'
+            f"{package} models need autorank's extra 'vision': pip install torchvision timm ({describe(error)})"
         ) from error
     except Exception as error:  # a torchvision built for another torch raises RuntimeError on import
         raise MissingExtraError(
-            f'{package} is installed but does not import ({describe(error)}); pip install "autorank[vision]" beside a '
-            "torch of the same build"
+            f"{package} is installed but does not import ({describe(error)}); it has to fit the build of torch"
         ) from error
 
 

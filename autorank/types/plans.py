@@ -87,7 +87,7 @@ class Choice:
             raise KeyError(f"unknown key {sorted(set(data) - _CHOICE_KEYS)[0]!r} in a layer's choice")
         if not isinstance(data["format"], str):
             raise TypeError(f"format must be a name, not {data['format']!r}")
-        rank = data["rank"]
+        rank = data.get("rank", ()) if data["format"] == DENSE else data["rank"]
         if not isinstance(rank, list | tuple) or not all(type(r) is int and r > 0 for r in rank):
             raise ValueError(f"rank must be a list of positive whole numbers, not {rank!r}")
         options = data.get("options", {})
