@@ -37,6 +37,8 @@ _CHILD = re.compile(_NAME, re.ASCII)
 _OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "oci", "r2", "hf", "memory"}
 _OPTION_SECRETS = ("key", "account_key", "connection_string", "sas_token", "passwd", "passphrase", "client_secret")
 
+_NOTHING = logging.NullHandler()
+
 T = TypeVar("T")
 
 
@@ -115,6 +117,8 @@ class Store:
         if hasattr(self._fs, "retries"):
             self._fs.retries = 1  # of s3fs, beside those of the client below it: minutes, in which nobody is told
         logging.getLogger("asyncio").addFilter(_unless_disconnected)
+        # What nobody handles Python prints, with tracebacks; what matters comes as an error, and is said in one line.
+        logging.getLogger(type(self._fs).__module__.partition(".")[0]).addHandler(_NOTHING)
         self._root = str(root).rstrip("/")
         self._made: set[str] = set()
 

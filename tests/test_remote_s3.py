@@ -25,7 +25,7 @@ from autorank.remotestore import Store
 from autorank.types import TrialRecord
 from tests import s3
 from tests.faults import net
-from tests.test_remote import Driving, until
+from tests.remote.driving import Driving, until
 
 TRIALS = 6
 SETTINGS: dict[str, Any] = {
