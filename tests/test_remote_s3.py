@@ -24,20 +24,14 @@ from autorank.progress import Silent
 from autorank.remotestore import Store
 from autorank.types import TrialRecord
 from tests import s3
-from tests.faults import net
+from tests.faults import net, sweeps
 from tests.remote.driving import Driving, until
 
 TRIALS = 6
 SETTINGS: dict[str, Any] = {
-    "model": "python:tests.faults.net:network",
-    "data": "python:tests.faults.net:data",
+    **{key: value for key, value in sweeps.SETTINGS.items() if key not in ("workers", "tracking")},
     "trials": TRIALS,
-    "space": "small",
-    "strategy": "nsga2",
-    "recovery": {"steps": 4, "batch_size": 16, "calibration": 32, "features": 0.0},
-    "calibration": 32,
-    "lookahead": 4,
-    "seed": 3,
+    "recovery": {**sweeps.SETTINGS["recovery"], "steps": 4},
     "executor": "inline",
 }
 PATIENCE = 300.0
