@@ -55,12 +55,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.write_line(f"browser: {CHROMIUM or 'no chromium found: tests marked browser are deselected'}")
 
 
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Return half as many again as there are cores: many tests wait for processes that they start."""
-    cores = os.cpu_count() or 1
-    return cores + cores // 2
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     missing = {
         "shared": not shared_found(),

@@ -148,7 +148,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=160, help="of all recoveries together, batches of 128")
     args = parser.parse_args()
     if args.quick:
-        args.steps, args.shares = 20, "0.35"
+        args.steps, args.shares = 10, "0.35"
     with tempfile.TemporaryDirectory() as scratch:
         folder = args.work or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
