@@ -7,12 +7,12 @@ import math
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from autorank.cluster import on_loopback, quiet, signals_kept
-from autorank.errors import SweepError
+from autorank.errors import SweepError, describe
 from autorank.reaper import Reaper
 from autorank.remotefiles import TOKEN_FILE, serve, write_token
 from autorank.schedule import Schedule
@@ -23,6 +23,8 @@ from autorank.trainable import trainable, versions_here
 from autorank.trial import TrialContext
 from autorank.types import TrialRecord
 from autorank.watching import gone, grouped, unheard
+
+_STARTS = 3
 
 
 def run(
@@ -125,15 +127,7 @@ def _own(ray: Any, cpus: int, gpus: int, directory: Path) -> Iterator[None]:
     )
     try:
         with signals_kept(), on_loopback(), reaper.marking(), grouped(reaper.group):
-            ray.init(
-                address="local",
-                num_cpus=cpus,
-                num_gpus=gpus,
-                include_dashboard=False,
-                logging_level="ERROR",
-                log_to_driver=False,
-                configure_logging=False,
-            )
+            _start(ray, cpus, gpus)
         with unheard():
             try:
                 yield
@@ -151,6 +145,29 @@ def _own(ray: Any, cpus: int, gpus: int, directory: Path) -> Iterator[None]:
                     atexit.unregister(ray.shutdown)
     finally:
         reaper.close()
+
+
+def _start(ray: Any, cpus: int, gpus: int) -> None:
+    """Start Ray; again where it fails, as when another Ray took the port that it had found free."""
+    for left in reversed(range(_STARTS)):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                num_gpus=gpus,
+                include_dashboard=False,
+                logging_level="ERROR",
+                log_to_driver=False,
+                configure_logging=False,
+            )
+            return
+        except Exception as error:
+            with suppress(Exception):
+                ray.shutdown()
+            if not left:
+                raise SweepError(
+                    f"Ray does not start on this machine: {describe(error)}; --executor inline runs without it"
+                ) from None
 
 
 def _tuner_parts(ray: Any, seats: Seats) -> tuple[Any, Any, Any]:

@@ -226,7 +226,7 @@ def test_what_a_resume_takes_may_be_given_with_a_job(
     with pytest.raises(SystemExit):
         cli.main()
     said = capsys.readouterr().err
-    assert "cannot change" not in said
+    assert "cannot change when" not in said
     assert "127.0.0.1:9" in said
     resumed = next(command.callback for command in cli.app.registered_commands if command.callback.__name__ == "resume")
     assert flag.removeprefix("--").replace("-", "_") in inspect.signature(resumed).parameters

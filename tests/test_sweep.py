@@ -313,9 +313,15 @@ def test_more_trials_extend_a_finished_sweep(settings: dict[str, Any], tmp_path:
 
 
 def test_a_time_limit_ends_the_search_and_says_so(settings: dict[str, Any], tmp_path: Path) -> None:
-    result = autorank.search(
-        **{**settings, "trials": 1000, "max_time": 6}, executor="inline", sweep_dir=str(tmp_path / "s"), progress=False
-    )
+    def within(seconds: int) -> autorank.SearchResult:
+        place = str(tmp_path / f"{seconds}")
+        limited = {**settings, "trials": 1000, "max_time": seconds}
+        return autorank.search(**limited, executor="inline", sweep_dir=place, progress=False)
+
+    try:
+        result = within(6)
+    except EmptyFrontError:  # on a busy machine no trial finishes in that time
+        result = within(60)
     assert result.ended == "time limit reached"
     assert len(result.records) < 1000
 
