@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--parts", default=",".join(PARTS))
     args = parser.parse_args()
     if args.quick:
-        args.steps, args.shares, args.parts = 20, "0.35", "table"
+        args.steps, args.shares, args.parts = 14, "0.35", "table"
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     with tempfile.TemporaryDirectory() as scratch:
         folder = args.work or Path(scratch)

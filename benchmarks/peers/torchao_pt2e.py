@@ -156,7 +156,7 @@ def main() -> None:
         models = Models(task, folder, Recovery(steps=args.steps, batch_size=128))
         known = [row for row in json.loads(PLANS.read_text()) if row["task"] == name]
         plans = {f"{row['share']:g}": Plan.from_json(row["plan"]) for row in known}
-        found = rows(models, "dense", Plan(), QuantSettings())
+        found = [] if args.quick else rows(models, "dense", Plan(), QuantSettings())
         for share in args.shares.split(","):
             found += rows(models, share, plans[f"{float(share):g}"], QuantSettings())
     finish(args, {"steps": args.steps, "rows": found})
