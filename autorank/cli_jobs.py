@@ -117,11 +117,11 @@ def _submit(
 
 def _changes(settings: Any) -> dict[str, Any]:
     """Return what was given, when `autorank resume` takes it; anything else cannot change."""
+    from autorank.config import RESUMABLE
+
     given = settings.model_dump(mode="json", exclude_unset=True)
     if "cpus_per_trial" in given:
         given.pop("threads", None)  # filled in from it; the sweep keeps its own
-    from autorank.config import RESUMABLE
-
     names = RESUMABLE - {"address", "experiment", "tracking"}  # a job's cluster is its own; the others have no flag
     wrong = sorted(set(given) - names - {"sweep_dir"})
     if wrong:

@@ -112,9 +112,9 @@ def _take(settings: dict[str, Any], key: str, folder: Path, sizes: dict[str, int
 
 def _found(scheme: str, place: str) -> list[Path]:
     """Return what is at a place: a file, a directory, or all that a pattern of ``parquet:`` matches."""
-    if Path(place).exists() or scheme != "parquet":
-        return [Path(place)] if Path(place).exists() else []
-    return sorted(map(Path, glob.glob(place)))
+    if Path(place).exists():
+        return [Path(place)]
+    return sorted(map(Path, glob.glob(place))) if scheme == "parquet" else []
 
 
 def _copied(source: Path, key: str, under: Path, folder: Path, sizes: dict[str, int]) -> Path:

@@ -12,9 +12,12 @@ python benchmarks/quantized.py [--quick] [--json FILE] [--work DIR] [--shares 0.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +50,28 @@ def load(args: Any, folder: Path) -> tuple[str, Task]:
     return "digits", load_task(model=MODEL, weights=weights, data="digits", validation=0.2)
 
 
+def flags(description: str, shares: str) -> argparse.ArgumentParser:
+    """Return a parser with the flags that `prepared` reads."""
+    parser = arguments(description)
+    parser.add_argument("--work", type=Path, help="folder where models are kept; what is there is not made again")
+    parser.add_argument("--shares", default=shares, help="of the MACs")
+    parser.add_argument("--steps", type=int, default=160, help="of all recoveries together, batches of 128")
+    return parser
+
+
+@contextmanager
+def prepared(args: argparse.Namespace) -> Iterator[tuple[Models, dict[float, Plan]]]:
+    """Have what makes and keeps the models, and the plans of the shares that are asked for."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = args.work or Path(scratch)
+        folder.mkdir(parents=True, exist_ok=True)
+        name, task = load(args, folder)
+        rows = [row for row in json.loads(PLANS.read_text()) if row["task"] == name]
+        plans = {row["share"]: Plan.from_json(row["plan"]) for row in rows}
+        models = Models(task, folder, Recovery(steps=args.steps, batch_size=128))
+        yield models, {share: plans[share] for share in map(float, args.shares.split(","))}
+
+
 def bops(models: Models, plan: Plan) -> int:
     """Return the bit operations of one example."""
     choices, specs = plan.choices, models.profiled.layers
@@ -63,26 +88,16 @@ def bops(models: Models, plan: Plan) -> int:
 
 
 def main() -> None:
-    parser = arguments(__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, help="folder where models are kept; what is there is not made again")
-    parser.add_argument("--shares", default="0.5,0.35", help="of the MACs")
-    parser.add_argument("--steps", type=int, default=160, help="of all recoveries together, batches of 128")
+    parser = flags(__doc__.splitlines()[0], "0.5,0.35")
     parser.add_argument("--parts", default=",".join(PARTS))
     args = parser.parse_args()
     if args.quick:
         args.steps, args.shares, args.parts = 14, "0.35", "table"
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = args.work or Path(scratch)
-        folder.mkdir(parents=True, exist_ok=True)
-        name, task = load(args, folder)
-        models = Models(task, folder, Recovery(steps=args.steps, batch_size=128))
-        rows = [row for row in json.loads(PLANS.read_text()) if row["task"] == name]
-        plans = {row["share"]: Plan.from_json(row["plan"]) for row in rows}
-        shares = list(map(float, args.shares.split(",")))
-        figures: dict[str, Any] = {"steps": args.steps}
+    figures: dict[str, Any] = {"steps": args.steps}
+    with prepared(args) as (models, plans):
         for part in args.parts.split(","):
-            figures[part] = globals()[f"_{part}"](models, {share: plans[share] for share in shares}, folder)
+            figures[part] = globals()[f"_{part}"](models, plans, models.folder)
     finish(args, figures)
 
 

@@ -15,18 +15,17 @@ import numpy as np
 import onnx
 import torch
 from models import ResNet
+from quantized_models import NAIVE
 from torch import Tensor, nn
 
 from autorank import artifacts, formats
 from autorank.plan import apply
 from autorank.profiling import profile
-from autorank.quant import QuantSettings, calibrate, leaves, with_bits
+from autorank.quant import calibrate, leaves, with_bits
 from autorank.quant.deploy import deployable
 from autorank.quant.onnx_int8 import make_integer, session
 from autorank.tasks import Task
 from autorank.types import Choice, Plan
-
-NAIVE = QuantSettings("minmax", "max", False, "nearest")
 
 
 @dataclass

@@ -12,20 +12,17 @@ python benchmarks/peers/torchao_pt2e.py [--quick] [--json FILE] [--work DIR] [--
 from __future__ import annotations
 
 import copy
-import json
-import tempfile
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from surroundings import BENCHMARKS, prepare
+from surroundings import prepare
 
 LIBRARY = prepare()
 
 import torch  # noqa: E402
-from harness import arguments, finish  # noqa: E402
-from quantized import load  # noqa: E402
+from harness import finish  # noqa: E402
+from quantized import flags, prepared  # noqa: E402
 from quantized_models import NAIVE, Models  # noqa: E402
 from torch import nn  # noqa: E402
 from torchao.quantization.pt2e import move_exported_model_to_eval, move_exported_model_to_train  # noqa: E402
@@ -34,10 +31,8 @@ from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86  #
 
 from autorank.evaluate import evaluate  # noqa: E402
 from autorank.quant import QuantSettings, calibrate, with_bits  # noqa: E402
-from autorank.recover import Recovery, fine_tune  # noqa: E402
+from autorank.recover import fine_tune  # noqa: E402
 from autorank.types import Plan  # noqa: E402
-
-PLANS = BENCHMARKS / "quantized_plans.json"
 
 
 class Exported(nn.Module):
@@ -144,26 +139,14 @@ def rows(
 
 
 def main() -> None:
-    parser = arguments(__doc__.splitlines()[0])
-    parser.add_argument(
-        "--work", type=Path, help="folder where models are kept; the one of benchmarks/quantized.py serves"
-    )
-    parser.add_argument("--shares", default="0.35", help="of the MACs")
-    parser.add_argument("--steps", type=int, default=160, help="of all recoveries together, batches of 128")
-    args = parser.parse_args()
+    args = flags(__doc__.splitlines()[0], "0.35").parse_args()
     if args.quick:
         args.steps, args.shares = 6, "0.35"
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = args.work or Path(scratch)
-        folder.mkdir(parents=True, exist_ok=True)
-        name, task = load(args, folder)
-        models = Models(task, folder, Recovery(steps=args.steps, batch_size=128))
-        known = [row for row in json.loads(PLANS.read_text()) if row["task"] == name]
-        plans = {f"{row['share']:g}": Plan.from_json(row["plan"]) for row in known}
+    left_out = ("autorank", "autorank, outputs alone") if args.quick else ()
+    with prepared(args) as (models, plans):
         found = [] if args.quick else rows(models, "dense", Plan(), QuantSettings())
-        for share in args.shares.split(","):
-            left_out = ("autorank", "autorank, outputs alone") if args.quick else ()
-            found += rows(models, share, plans[f"{float(share):g}"], QuantSettings(), left_out)
+        for share, plan in plans.items():
+            found += rows(models, f"{share:g}", plan, QuantSettings(), left_out)
     finish(args, {"steps": args.steps, "rows": found})
 
 
